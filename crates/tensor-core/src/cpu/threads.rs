@@ -1,0 +1,589 @@
+//! The worker threads of one CPU backend: a fork-join over numbered tasks. Not a scheduler, and shared by no two
+//! backends.
+
+use std::any::Any;
+use std::cell::{Cell, UnsafeCell};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::Result;
+
+/// How long a worker without work, or a caller without tasks, spins before it sleeps: longer than the serial
+/// stretches between the operations of a layer, short beside anything a person notices.
+const SPIN: Duration = Duration::from_micros(50);
+/// Polls between two looks at the clock.
+const POLLS: u32 = 16;
+/// A wait for a worker that is longer than this, and than a few tasks, means that it lost its core.
+const STALL: Duration = Duration::from_micros(200);
+/// How long the caller works alone after a stall, at first and at most.
+const ALONE: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(200)];
+
+/// Workers inside the open job.
+const INSIDE: u64 = 0xffff;
+/// The job may be entered.
+const OPEN: u64 = 1 << 16;
+/// The caller sleeps until the workers inside have left.
+const WAITING: u64 = 1 << 17;
+/// The workers shall end.
+const STOP: u64 = 1 << 18;
+/// One job. The bits from here up number the jobs.
+const JOB: u64 = 1 << 32;
+
+thread_local! {
+    /// Whether this thread runs a task, so that runs started by the task stay on it.
+    static IN_TASK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A value alone on its cache lines (two, because they are fetched in pairs).
+#[repr(align(128))]
+struct Padded<T>(T);
+
+type Body<'a> = dyn Fn(usize) + Sync + 'a;
+
+/// What the workers shall do. Null between jobs.
+#[derive(Clone, Copy)]
+struct Job {
+    body: Option<*const Body<'static>>,
+    tasks: usize,
+}
+
+/// State that the caller shares with its workers.
+struct Shared {
+    /// Number of the job, `OPEN`, `WAITING`, `STOP` and the count of workers inside.
+    gate: Padded<AtomicU64>,
+    /// The next task of the open job.
+    next: Padded<AtomicUsize>,
+    /// Written only by the caller that holds the turn, while the gate is closed and nobody is inside; read only
+    /// by those inside.
+    job: UnsafeCell<Job>,
+    /// Which workers sleep or are about to.
+    asleep: Vec<AtomicBool>,
+    /// The first panic of a task on a worker.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    /// Where a caller sleeps that has set `WAITING`.
+    left: (Mutex<()>, Condvar),
+}
+
+// SAFETY: all fields but `job` are `Sync` by themselves. `job` is written by the one caller that holds the turn
+// while the gate is closed and its count is 0, and read by workers between `enter` and `leave`, when the count
+// is not 0; the gate orders the two (see `enter` and `close`). The body behind the pointer is `Sync`.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the pointer in `job` is followed only by workers inside an open job, wherever they run.
+unsafe impl Send for Shared {}
+
+/// When to do without the workers; also the turn of the caller that holds its lock.
+struct Pace {
+    /// Until when, after a stall.
+    alone_until: Option<Instant>,
+    /// For how long after the next stall.
+    alone_for: Duration,
+}
+
+/// The calling thread and `count() - 1` workers of its own.
+///
+/// Tasks are claimed one at a time by whoever is free, so a worker that has lost its core to another process
+/// delays the caller only if it was in the middle of a task; when that happens, the caller works alone for a
+/// while. Workers without work sleep after some microseconds.
+pub(crate) struct Threads {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    pace: Mutex<Pace>,
+}
+
+impl std::fmt::Debug for Threads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Threads({})", self.count())
+    }
+}
+
+impl Threads {
+    /// `n` threads, at least one: the caller and `n - 1` workers.
+    ///
+    /// # Errors
+    /// [`Error::Threads`](crate::Error::Threads) if the system refuses a thread.
+    pub(crate) fn new(n: usize) -> Result<Self> {
+        let workers = n.clamp(1, INSIDE as usize) - 1;
+        let shared = Arc::new(Shared {
+            gate: Padded(AtomicU64::new(0)),
+            next: Padded(AtomicUsize::new(0)),
+            job: UnsafeCell::new(Job { body: None, tasks: 0 }),
+            asleep: (0..workers).map(|_| AtomicBool::new(false)).collect(),
+            panic: Mutex::new(None),
+            left: (Mutex::new(()), Condvar::new()),
+        });
+        let pace = Mutex::new(Pace { alone_until: None, alone_for: ALONE[0] });
+        let mut threads = Self { shared, workers: Vec::with_capacity(workers), pace };
+        for i in 0..workers {
+            let shared = Arc::clone(&threads.shared);
+            let builder = std::thread::Builder::new().name(format!("rillm-{}", i + 1));
+            threads.workers.push(builder.spawn(move || shared.work(i))?);
+        }
+        Ok(threads)
+    }
+
+    /// Threads that take part in a run, the caller included.
+    pub(crate) fn count(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `body` once for each task in `0..tasks`, on this thread and the workers, and returns when all calls
+    /// have returned. A run started by a task stays on the task's thread. If a call panics, so does the run, after
+    /// the others have stopped; some tasks may then never have run.
+    pub(crate) fn run(&self, tasks: usize, body: &Body<'_>) {
+        if tasks <= 1 || self.workers.is_empty() || IN_TASK.get() {
+            (0..tasks).for_each(body);
+            return;
+        }
+        let mut pace = lock(&self.pace);
+        let start = Instant::now();
+        if pace.alone_until.is_some_and(|until| start < until) {
+            drop(pace);
+            (0..tasks).for_each(body);
+            return;
+        }
+        self.open(tasks, body);
+        let mut mine = 0;
+        let own = catch_unwind(AssertUnwindSafe(|| self.shared.claim(tasks, body, &mut mine)));
+        let waited = self.shared.close();
+        if mine > 0 && waited > STALL {
+            pace.judge(start, start.elapsed().saturating_sub(waited) / mine, waited);
+        }
+        let theirs = lock(&self.shared.panic).take();
+        drop(pace);
+        if let Some(payload) = own.err().or(theirs) {
+            resume_unwind(payload);
+        }
+    }
+
+    /// Publishes a job and wakes as many sleeping workers as it can use. The caller holds the turn and calls
+    /// `Shared::close` before `body` ends.
+    fn open(&self, tasks: usize, body: &Body<'_>) {
+        // SAFETY: only the lifetime of the trait object changes. Workers follow the pointer only inside the job,
+        // and `run` does not return, or unwind, before `close` has seen the last of them leave.
+        let body = unsafe { std::mem::transmute::<*const Body<'_>, *const Body<'static>>(body) };
+        let shared = &*self.shared;
+        // SAFETY: the previous job was closed and left by all (or there was none), nobody enters before the store
+        // to the gate below, and the turn keeps other callers out: nobody reads or writes `job` now.
+        unsafe { *shared.job.get() = Job { body: Some(body), tasks } };
+        shared.next.0.store(0, Relaxed);
+        let job = (shared.gate.0.load(Relaxed) & !(JOB - 1)).wrapping_add(JOB);
+        // Sequentially consistent, as is the read of `asleep`: a worker first says that it sleeps and then looks
+        // at the gate, so one of the two sees the other.
+        shared.gate.0.store(job | OPEN, SeqCst);
+        let mut wanted = tasks - 1;
+        for (asleep, worker) in shared.asleep.iter().zip(&self.workers) {
+            if wanted == 0 {
+                break;
+            }
+            if asleep.load(SeqCst) && asleep.swap(false, SeqCst) {
+                worker.thread().unpark();
+            }
+            wanted -= 1;
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.shared.gate.0.fetch_or(STOP, SeqCst);
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
+            // A worker catches the panics of its tasks, so there is none to pass on.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Pace {
+    /// Sets the caller to work alone if a wait was a stall, longer each time if stalls follow one another.
+    fn judge(&mut self, start: Instant, task: Duration, waited: Duration) {
+        if waited < STALL + 4 * task {
+            return;
+        }
+        let again = self.alone_until.is_some_and(|until| start < until + 4 * self.alone_for);
+        self.alone_for = if again { (2 * self.alone_for).min(ALONE[1]) } else { ALONE[0] };
+        self.alone_until = Some(Instant::now() + self.alone_for);
+    }
+}
+
+impl Shared {
+    /// A worker's life.
+    fn work(&self, me: usize) {
+        let mut seen = 0;
+        loop {
+            let gate = self.wait_for_job(seen, me);
+            if gate & STOP != 0 {
+                return;
+            }
+            seen = gate / JOB;
+            let Some(Job { body: Some(body), tasks }) = self.enter(gate) else { continue };
+            // SAFETY: this thread is inside the job, so `run` has not returned and the body it borrowed lives.
+            let body = unsafe { &*body };
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.claim(tasks, body, &mut 0))) {
+                lock(&self.panic).get_or_insert(payload);
+            }
+            self.leave();
+        }
+    }
+
+    /// Spins, then sleeps, until there is a job other than `seen` or an end. Returns the gate.
+    fn wait_for_job(&self, seen: u64, me: usize) -> u64 {
+        let is_news = |gate: u64| gate & STOP != 0 || (gate & OPEN != 0 && gate / JOB != seen);
+        loop {
+            if let Some(gate) = self.spin(is_news) {
+                return gate;
+            }
+            self.asleep[me].store(true, SeqCst);
+            if !is_news(self.gate.0.load(SeqCst)) {
+                std::thread::park();
+            }
+            self.asleep[me].store(false, SeqCst);
+        }
+    }
+
+    /// Polls the gate for [`SPIN`]; the gate if `done` holds of it.
+    fn spin(&self, done: impl Fn(u64) -> bool) -> Option<u64> {
+        let mut since = None;
+        loop {
+            for _ in 0..POLLS {
+                let gate = self.gate.0.load(Acquire);
+                if done(gate) {
+                    return Some(gate);
+                }
+                std::hint::spin_loop();
+            }
+            if since.get_or_insert_with(Instant::now).elapsed() > SPIN {
+                return None;
+            }
+        }
+    }
+
+    /// Joins the job that `gate` shows, unless it was closed meanwhile.
+    fn enter(&self, mut gate: u64) -> Option<Job> {
+        let job = gate / JOB;
+        while gate & OPEN != 0 && gate / JOB == job {
+            // The count is raised only on an open gate: a worker that is suspended before this line holds up
+            // nobody. Acquires what the caller wrote before it opened the gate.
+            match self.gate.0.compare_exchange_weak(gate, gate + 1, AcqRel, Relaxed) {
+                // SAFETY: the count is not 0 until this thread leaves, so nobody writes `job`.
+                Ok(_) => return Some(unsafe { *self.job.get() }),
+                Err(now) => gate = now,
+            }
+        }
+        None
+    }
+
+    /// Ends what [`enter`](Self::enter) began, and wakes the caller if it sleeps and this was the last.
+    fn leave(&self) {
+        let gate = self.gate.0.fetch_sub(1, AcqRel);
+        if gate & INSIDE == 1 && gate & WAITING != 0 {
+            // Taken so that the caller is either before its look at the gate or already asleep.
+            drop(lock(&self.left.0));
+            self.left.1.notify_all();
+        }
+    }
+
+    /// Runs tasks until none is left, counting them in `ran`.
+    fn claim(&self, tasks: usize, body: &Body<'_>, ran: &mut u32) {
+        let _in_task = InTask::enter();
+        loop {
+            let task = self.next.0.fetch_add(1, Relaxed);
+            if task >= tasks {
+                return;
+            }
+            *ran = ran.saturating_add(1);
+            body(task);
+        }
+    }
+
+    /// Lets no more workers in and waits until all inside have left. Returns how long that took, 0 if it was
+    /// short. What the workers wrote is visible after it.
+    fn close(&self) -> Duration {
+        let empty = |gate: u64| gate & INSIDE == 0;
+        if empty(self.gate.0.fetch_and(!OPEN, AcqRel)) {
+            return Duration::ZERO;
+        }
+        let start = Instant::now();
+        if self.spin(empty).is_some() {
+            return Duration::ZERO;
+        }
+        // A worker lost its core in the middle of a task. Asleep, this thread leaves it a core to go on with.
+        let mut guard = lock(&self.left.0);
+        if !empty(self.gate.0.fetch_or(WAITING, AcqRel)) {
+            while !empty(self.gate.0.load(Acquire)) {
+                guard = self.left.1.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+        start.elapsed()
+    }
+}
+
+/// Marks this thread as running tasks.
+struct InTask;
+
+impl InTask {
+    fn enter() -> Self {
+        IN_TASK.set(true);
+        Self
+    }
+}
+
+impl Drop for InTask {
+    fn drop(&mut self) {
+        IN_TASK.set(false);
+    }
+}
+
+/// Locks, whatever became of the last holder: the guarded values are replaced whole and always valid.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Threads to use unless told otherwise: one for each physical performance core that this process may run on.
+pub(crate) fn default_threads() -> usize {
+    let limit = std::thread::available_parallelism().map_or(1, usize::from);
+    physical_cores().unwrap_or(limit).clamp(1, limit)
+}
+
+/// Physical cores among the CPUs that this process may use, without the efficiency cores of hybrid processors.
+#[cfg(target_os = "linux")]
+fn physical_cores() -> Option<usize> {
+    let read = |path: String| std::fs::read_to_string(path).ok();
+    let status = read("/proc/self/status".into())?;
+    let allowed = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:"))?;
+    let mut cpus = cpu_list(allowed)?;
+    if let Some(fast) = read("/sys/devices/cpu_core/cpus".into()).and_then(|l| cpu_list(&l)) {
+        cpus.retain(|cpu| fast.contains(cpu));
+    }
+    let of = |cpu: usize, file: &str| read(format!("/sys/devices/system/cpu/cpu{cpu}/{file}"));
+    // Arm: a core's share of the fastest core's capacity.
+    let capacity = |cpu: usize| of(cpu, "cpu_capacity").and_then(|c| c.trim().parse::<usize>().ok());
+    let most = cpus.iter().filter_map(|&cpu| capacity(cpu)).max().unwrap_or(0);
+    cpus.retain(|&cpu| capacity(cpu).is_none_or(|c| 2 * c > most));
+    let mut cores = Vec::new();
+    for cpu in cpus {
+        let siblings = of(cpu, "topology/thread_siblings_list")?;
+        if !cores.contains(&siblings) {
+            cores.push(siblings);
+        }
+    }
+    (!cores.is_empty()).then_some(cores.len())
+}
+
+/// macOS counts performance and efficiency cores alike; elsewhere the topology is not known.
+#[cfg(not(target_os = "linux"))]
+fn physical_cores() -> Option<usize> {
+    None
+}
+
+/// The CPUs of a kernel list such as `0-3,8`.
+#[cfg(target_os = "linux")]
+fn cpu_list(list: &str) -> Option<Vec<usize>> {
+    let mut cpus = Vec::new();
+    for part in list.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        cpus.extend(first.parse::<usize>().ok()?..=last.parse().ok()?);
+    }
+    Some(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const ROUNDS: usize = if cfg!(miri) { 30 } else { 20_000 };
+
+    fn counts(n: usize) -> Vec<AtomicUsize> {
+        (0..n).map(|_| AtomicUsize::new(0)).collect()
+    }
+
+    fn hit(count: &AtomicUsize) {
+        count.fetch_add(1, Relaxed);
+    }
+
+    fn all_are(counts: &[AtomicUsize], n: usize) -> bool {
+        counts.iter().all(|c| c.load(Relaxed) == n)
+    }
+
+    #[test]
+    fn every_task_runs_once_and_its_writes_are_seen() {
+        for n in [1, 2, 3, 5] {
+            let threads = Threads::new(n).unwrap();
+            assert_eq!(threads.count(), n);
+            for round in 0..ROUNDS / n {
+                let tasks = round % 7;
+                let mut out = vec![0usize; tasks];
+                let slots: Vec<Mutex<&mut usize>> = out.iter_mut().map(Mutex::new).collect();
+                threads.run(tasks, &|i| **lock(&slots[i]) += i + round);
+                drop(slots);
+                assert!(out.iter().enumerate().all(|(i, &x)| x == i + round));
+            }
+        }
+    }
+
+    #[test]
+    fn workers_wake_after_sleeping() {
+        let threads = Threads::new(3).unwrap();
+        for _ in 0..if cfg!(miri) { 3 } else { 50 } {
+            std::thread::sleep(4 * SPIN);
+            let seen = counts(16);
+            threads.run(16, &|i| hit(&seen[i]));
+            assert!(all_are(&seen, 1));
+        }
+    }
+
+    #[test]
+    fn several_threads_work_at_once() {
+        // Each task waits for the other, so the run ends only if two threads take part.
+        let threads = Threads::new(2).unwrap();
+        let barrier = std::sync::Barrier::new(2);
+        threads.run(2, &|_| {
+            barrier.wait();
+        });
+    }
+
+    #[test]
+    fn panics_reach_the_caller_and_leave_the_threads_usable() {
+        let threads = Threads::new(3).unwrap();
+        for round in 0..if cfg!(miri) { 4 } else { 200 } {
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                threads.run(8, &|i| {
+                    if i == round % 8 {
+                        // Without the panic hook's output.
+                        resume_unwind(Box::new(i));
+                    }
+                });
+            }));
+            assert_eq!(result.unwrap_err().downcast_ref::<usize>(), Some(&(round % 8)));
+            let seen = counts(8);
+            threads.run(8, &|i| hit(&seen[i]));
+            assert!(all_are(&seen, 1));
+        }
+    }
+
+    #[test]
+    fn a_panic_waits_for_the_tasks_of_others() {
+        let threads = Threads::new(2).unwrap();
+        let barrier = std::sync::Barrier::new(2);
+        let done = AtomicBool::new(false);
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            threads.run(2, &|i| {
+                barrier.wait();
+                if i == 0 {
+                    resume_unwind(Box::new("first"));
+                }
+                std::thread::sleep(Duration::from_millis(5));
+                done.store(true, Relaxed);
+            });
+        }));
+        assert!(result.is_err() && done.load(Relaxed));
+    }
+
+    #[test]
+    fn nested_runs_stay_on_their_thread() {
+        let [outer, other] = [2, 3].map(|n| Threads::new(n).unwrap());
+        let seen = counts(4);
+        outer.run(4, &|_| {
+            let me = std::thread::current().id();
+            for threads in [&outer, &other] {
+                threads.run(4, &|j| {
+                    assert_eq!(std::thread::current().id(), me);
+                    hit(&seen[j]);
+                });
+            }
+        });
+        assert!(all_are(&seen, 8));
+    }
+
+    #[test]
+    fn callers_take_turns() {
+        let threads = Threads::new(3).unwrap();
+        let seen = counts(5);
+        let rounds = ROUNDS / 20;
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..rounds {
+                        threads.run(5, &|i| hit(&seen[i]));
+                    }
+                });
+            }
+        });
+        assert!(all_are(&seen, 4 * rounds));
+    }
+
+    #[test]
+    fn threads_end_idle_asleep_or_unused() {
+        for n in 1..5 {
+            drop(Threads::new(n).unwrap());
+            let idle = Threads::new(n).unwrap();
+            idle.run(9, &|_| ());
+            drop(idle);
+            let asleep = Threads::new(n).unwrap();
+            asleep.run(9, &|_| ());
+            std::thread::sleep(4 * SPIN);
+            drop(asleep);
+        }
+    }
+
+    #[test]
+    fn the_caller_works_alone_after_stalls_for_longer_each_time() {
+        let mut pace = Pace { alone_until: None, alone_for: ALONE[0] };
+        let now = Instant::now();
+        pace.judge(now, Duration::from_millis(1), Duration::from_millis(3));
+        assert!(pace.alone_until.is_none(), "three tasks' time is no stall");
+        for wanted in [5, 10, 20, 40, 80, 160, 200, 200] {
+            pace.judge(Instant::now(), Duration::from_micros(10), Duration::from_millis(3));
+            assert_eq!(pace.alone_for, Duration::from_millis(wanted));
+            assert!(pace.alone_until.unwrap() > Instant::now() + pace.alone_for / 2);
+        }
+        // A stall long after the last one counts as the first.
+        pace.alone_until = Some(now);
+        pace.judge(now + Duration::from_secs(1), Duration::ZERO, Duration::from_millis(3));
+        assert_eq!(pace.alone_for, ALONE[0]);
+    }
+
+    #[test]
+    #[cfg(all(target_os = "linux", not(miri)))]
+    fn sleeping_workers_use_no_cpu() {
+        // User and system time of the workers, in clock ticks, from the kernel.
+        let ticks = || -> u64 {
+            let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+            let stat = |t: std::io::Result<std::fs::DirEntry>| {
+                std::fs::read_to_string(t.unwrap().path().join("stat")).unwrap_or_default()
+            };
+            let of_worker = |s: &String| s.contains("(rillm-7)");
+            let time = |s: String| {
+                let fields: Vec<_> = s.rsplit(')').next().unwrap().split_whitespace().collect();
+                fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+            };
+            tasks.map(stat).filter(of_worker).map(time).sum()
+        };
+        let threads = Threads::new(8).unwrap();
+        threads.run(64, &|_| ());
+        std::thread::sleep(Duration::from_millis(20));
+        let before = ticks();
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(ticks() - before <= 1);
+    }
+
+    #[test]
+    fn default_is_within_what_the_system_allows() {
+        let n = default_threads();
+        assert!(n >= 1 && n <= std::thread::available_parallelism().unwrap().get());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn cpu_lists_are_read() {
+        assert_eq!(cpu_list("0-2,7\n"), Some(vec![0, 1, 2, 7]));
+        assert_eq!(cpu_list(" 5"), Some(vec![5]));
+        assert_eq!(cpu_list("x"), None);
+    }
+}
