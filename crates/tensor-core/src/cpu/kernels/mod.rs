@@ -1,0 +1,73 @@
+//! One table of kernels for each instruction set, handed out only after the processor was asked.
+//! What kernels compute is in the other files, once for all tables.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod scalar;
+pub(crate) mod vector;
+
+use vector::Vector;
+
+/// The kernels of one instruction set, as safe functions.
+///
+/// A table is only reachable through [`available`], after detection; that is what makes its functions safe.
+#[derive(Debug)]
+pub(crate) struct Kernels {
+    /// What people call it, e.g. `"avx512"`.
+    pub name: &'static str,
+}
+
+/// The table of `V`. Not reachable from outside but through [`available`].
+const fn table<V: Vector>(name: &'static str) -> Kernels {
+    Kernels { name }
+}
+
+static SCALAR: Kernels = table::<scalar::Scalar>("scalar");
+#[cfg(target_arch = "x86_64")]
+static AVX2: [Kernels; 2] = [table::<avx2::Avx2<false>>("avx2"), table::<avx2::Avx2<true>>("avx2-vnni")];
+#[cfg(target_arch = "x86_64")]
+static AVX512: [Kernels; 2] =
+    [table::<avx512::Avx512<false>>("avx512"), table::<avx512::Avx512<true>>("avx512-bf16")];
+#[cfg(target_arch = "aarch64")]
+static NEON: [Kernels; 3] = [
+    table::<neon::Neon<{ neon::BASE }>>("neon"),
+    table::<neon::Neon<{ neon::DOTPROD }>>("neon-dotprod"),
+    table::<neon::Neon<{ neon::I8MM }>>("neon-i8mm"),
+];
+
+/// The tables that this processor can run, slowest first.
+pub(crate) fn available() -> Vec<&'static Kernels> {
+    let mut tables = vec![&SCALAR];
+    #[cfg(target_arch = "x86_64")]
+    for (table, detected) in [
+        (&AVX2[0], avx2::Avx2::<false>::detected()),
+        (&AVX2[1], avx2::Avx2::<true>::detected()),
+        (&AVX512[0], avx512::Avx512::<false>::detected()),
+        (&AVX512[1], avx512::Avx512::<true>::detected()),
+    ] {
+        tables.extend(detected.then_some(table));
+    }
+    #[cfg(target_arch = "aarch64")]
+    for (table, detected) in [
+        (&NEON[0], neon::Neon::<{ neon::BASE }>::detected()),
+        (&NEON[1], neon::Neon::<{ neon::DOTPROD }>::detected()),
+        (&NEON[2], neon::Neon::<{ neon::I8MM }>::detected()),
+    ] {
+        tables.extend(detected.then_some(table));
+    }
+    tables
+}
+
+/// The fastest table of this processor.
+pub(crate) fn best() -> &'static Kernels {
+    available().pop().unwrap_or(&SCALAR)
+}
+
+/// The table called `name`, if this processor can run it.
+pub(crate) fn by_name(name: &str) -> Option<&'static Kernels> {
+    available().into_iter().find(|k| k.name == name)
+}
