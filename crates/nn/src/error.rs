@@ -35,6 +35,9 @@ pub enum Error {
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] rillm_tensor_core::Error),
+    /// A cache could not do what a layer asked.
+    #[error(transparent)]
+    Cache(#[from] rillm_kvcache::Error),
     /// The bytes of a parameter are not what its format takes.
     #[error("{name}: {source}")]
     Quant {
@@ -118,8 +121,8 @@ pub enum Error {
         /// The cause.
         source: serde_json::Error,
     },
-    /// A tensor's byte range ends before it starts, leaves a hole, or meets another tensor.
-    #[error("{}: {tensor}: bytes {start}..{end} should start at {want} and not end before", path.display())]
+    /// A tensor's byte range ends before it starts, leaves a hole, or overlaps the one before.
+    #[error("{}: {tensor}: bytes {start}..{end}, wanted a range that starts at {want}", path.display())]
     Offsets {
         /// The file.
         path: PathBuf,
@@ -131,6 +134,24 @@ pub enum Error {
         end: u64,
         /// Where the tensor before it ends.
         want: u64,
+    },
+    /// Two tensors share bytes.
+    #[error("{}: {tensor} overlaps {other}", path.display())]
+    Overlap {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The tensor that starts before it.
+        other: String,
+    },
+    /// A file goes on after its last tensor.
+    #[error("{}: {got} bytes follow the last tensor", path.display())]
+    TrailingBytes {
+        /// The file.
+        path: PathBuf,
+        /// Their number.
+        got: u64,
     },
     /// A tensor's byte range is not as long as its shape and type.
     #[error("{}: {tensor}: shape {shape:?} of {dtype} takes {want} bytes, got {got}", path.display())]
@@ -261,6 +282,12 @@ pub enum Error {
         name: String,
         /// The mode.
         mode: String,
+    },
+    /// A checkpoint that another library quantized, in a way that is not supported.
+    #[error("config.json: checkpoints quantized with {method} are not supported")]
+    QuantizationMethod {
+        /// `quant_method`.
+        method: String,
     },
     /// A quantized matrix whose codes, scales and biases do not belong together.
     #[error("{name}: codes {codes:?}, scales {scales:?} and biases {biases:?} are no {wanted}")]

@@ -1,13 +1,18 @@
 //! Checkpoints: files of named parameters. Knows files, not backends or models.
 
+mod adapt;
 mod gguf;
+#[allow(unsafe_code)] // Mapping a file is unsafe; the file says why it holds.
 mod map;
 mod quantization;
 mod safetensors;
+mod scope;
 
-pub use gguf::{Gguf, Value};
+pub use adapt::{Adapted, Origin};
+pub use gguf::{Array, Gguf, NumberType, Numbers, Value};
 pub use quantization::Quantization;
 pub use safetensors::Safetensors;
+pub use scope::Weights;
 
 use rillm_quant::RawTensor;
 
