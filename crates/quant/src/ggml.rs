@@ -1,0 +1,221 @@
+//! GGML blocks: scales and codes interleaved in one byte string. Containers (GGUF) are elsewhere.
+//!
+//! Every format is read as `w = scale * code + bias` with unsigned codes. That loses nothing: an f16 scale
+//! times a 6-bit scale times a code fits the 24 bits of an f32, so the sum is the only rounding.
+
+use half::f16;
+
+use crate::Format;
+use crate::codec::Parts;
+
+/// Values of the largest block.
+const MAX_BLOCK: usize = 256;
+/// Scales of the block that has most.
+const MAX_META: usize = 16;
+
+/// The blocks of a row of `cols` values.
+fn blocks(format: Format, bytes: &[u8], cols: usize) -> std::slice::ChunksExact<'_, u8> {
+    let count = (cols / format.group()).max(1);
+    bytes.chunks_exact((bytes.len() / count).max(1))
+}
+
+/// Values of a row.
+pub(crate) fn decode(format: Format, bytes: &[u8], out: &mut [f32]) {
+    let mut codes = [0; MAX_BLOCK];
+    let (mut scales, mut biases) = ([0.0; MAX_META], [0.0; MAX_META]);
+    let (group, meta) = (format.group(), format.meta_group());
+    for (block, out) in blocks(format, bytes, out.len()).zip(out.chunks_exact_mut(group)) {
+        block_codes(format, block, &mut codes[..group]);
+        block_scales(format, block, &mut scales[..group / meta], &mut biases[..group / meta]);
+        let metas = scales.iter().zip(&biases);
+        for ((out, codes), (scale, bias)) in
+            out.chunks_exact_mut(meta).zip(codes.chunks_exact(meta)).zip(metas)
+        {
+            for (w, q) in out.iter_mut().zip(codes) {
+                *w = scale * f32::from(*q) + bias;
+            }
+        }
+    }
+}
+
+/// Codes of a row.
+pub(crate) fn codes(format: Format, bytes: &[u8], out: &mut [u8]) {
+    for (block, out) in blocks(format, bytes, out.len()).zip(out.chunks_exact_mut(format.group())) {
+        block_codes(format, block, out);
+    }
+}
+
+/// Scales and biases of a row.
+pub(crate) fn scales(format: Format, bytes: &[u8], scales: &mut [f32], biases: &mut [f32]) {
+    let count = format.group() / format.meta_group();
+    let cols = scales.len() * format.meta_group();
+    let metas = scales.chunks_exact_mut(count).zip(biases.chunks_exact_mut(count));
+    for (block, (scales, biases)) in blocks(format, bytes, cols).zip(metas) {
+        block_scales(format, block, scales, biases);
+    }
+}
+
+fn block_codes(format: Format, block: &[u8], out: &mut [u8]) {
+    match format {
+        Format::Q4_0 => nibbles(&block[2..], out),
+        Format::Q4_1 => nibbles(&block[4..], out),
+        Format::Q5_0 => {
+            nibbles(&block[6..], out);
+            high_bits(&block[2..6], out);
+        }
+        Format::Q5_1 => {
+            nibbles(&block[8..], out);
+            high_bits(&block[4..8], out);
+        }
+        Format::Q8_0 => {
+            for (code, q) in out.iter_mut().zip(&block[2..]) {
+                *code = q ^ 0x80;
+            }
+        }
+        Format::Q4K => {
+            for (packed, out) in block[16..].chunks_exact(32).zip(out.chunks_exact_mut(64)) {
+                nibbles(packed, out);
+            }
+        }
+        Format::Q5K => {
+            let (high, low) = block[16..].split_at(32);
+            for (j, (packed, out)) in low.chunks_exact(32).zip(out.chunks_exact_mut(64)).enumerate() {
+                nibbles(packed, out);
+                let (first, second) = out.split_at_mut(32);
+                for ((a, b), h) in first.iter_mut().zip(second).zip(high) {
+                    let h = h >> (2 * j);
+                    *a |= (h & 1) << 4;
+                    *b |= (h & 2) << 3;
+                }
+            }
+        }
+        _ => sixes(block, out),
+    }
+}
+
+/// The low nibbles of all bytes, then the high nibbles.
+fn nibbles(packed: &[u8], out: &mut [u8]) {
+    let (low, high) = out.split_at_mut(packed.len());
+    for ((byte, low), high) in packed.iter().zip(low).zip(high) {
+        *low = byte & 15;
+        *high = byte >> 4;
+    }
+}
+
+/// Adds the fifth bit of 32 codes.
+fn high_bits(packed: &[u8], out: &mut [u8]) {
+    let bits = packed.iter().rev().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte));
+    for (i, code) in out.iter_mut().enumerate() {
+        *code |= ((bits >> i) as u8 & 1) << 4;
+    }
+}
+
+/// The 6-bit codes of a Q6_K block `{128 low nibbles; 64 high pairs; 16 x i8; f16 d}`: each half of the
+/// block is four runs of 32 values.
+fn sixes(block: &[u8], out: &mut [u8]) {
+    let (low, rest) = block.split_at(128);
+    let halves = low.chunks_exact(64).zip(rest[..64].chunks_exact(32));
+    for ((low, high), out) in halves.zip(out.chunks_exact_mut(128)) {
+        nibbles(low, out);
+        for (k, run) in out.chunks_exact_mut(32).enumerate() {
+            for (code, h) in run.iter_mut().zip(high) {
+                *code |= (h >> (2 * k) & 3) << 4;
+            }
+        }
+    }
+}
+
+fn block_scales(format: Format, block: &[u8], scales: &mut [f32], biases: &mut [f32]) {
+    let half_at = |i: usize| f16::from_le_bytes([block[i], block[i + 1]]).to_f32();
+    match format {
+        Format::Q4K | Format::Q5K => {
+            let (d, min) = (half_at(0), half_at(2));
+            for (j, (scale, bias)) in scales.iter_mut().zip(biases).enumerate() {
+                let (s, m) = six_bit_pair(&block[4..16], j);
+                *scale = d * f32::from(s);
+                *bias = -(min * f32::from(m));
+            }
+        }
+        Format::Q6K => {
+            let d = half_at(208);
+            for ((scale, bias), s) in scales.iter_mut().zip(biases).zip(&block[192..208]) {
+                *scale = d * f32::from(*s as i8);
+                *bias = *scale * -32.0;
+            }
+        }
+        _ => {
+            let d = half_at(0);
+            scales[0] = d;
+            biases[0] = match format {
+                Format::Q4_0 => d * -8.0,
+                Format::Q5_0 => d * -16.0,
+                Format::Q8_0 => d * -128.0,
+                _ => half_at(2),
+            };
+        }
+    }
+}
+
+/// Scale and minimum `j` of eight in 12 bytes: the first four of each whole in bytes 0..4 and 4..8; of the
+/// others the low nibbles in bytes 8..12 and the upper two bits atop the bytes of the first four.
+fn six_bit_pair(packed: &[u8], j: usize) -> (u8, u8) {
+    if j < 4 {
+        (packed[j] & 63, packed[j + 4] & 63)
+    } else {
+        let low = packed[j + 4];
+        (low & 15 | packed[j - 4] >> 6 << 4, low >> 4 | packed[j] >> 6 << 4)
+    }
+}
+
+/// Appends the blocks of `values`, the same bytes as ggml's own reference quantizers.
+pub(crate) fn encode(format: Format, values: &[f32], parts: &mut Parts) {
+    let bytes = &mut parts.codes;
+    for values in values.chunks_exact(format.group()) {
+        match format {
+            Format::Q4_0 => encode_q4_0(values, bytes),
+            Format::Q4_1 => encode_q4_1(values, bytes),
+            _ => encode_q8_0(values, bytes),
+        }
+    }
+}
+
+/// The value of largest magnitude gets code 0, so that the scale's sign is against its.
+fn encode_q4_0(values: &[f32], bytes: &mut Vec<u8>) {
+    let extreme = values.iter().fold(0.0f32, |a, x| if x.abs() > a.abs() { *x } else { a });
+    let d = extreme / -8.0;
+    let inverse = inverse(d);
+    push_half(d, bytes);
+    push_nibbles(values, bytes, |x| x * inverse + 8.5);
+}
+
+fn encode_q4_1(values: &[f32], bytes: &mut Vec<u8>) {
+    let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let min = values.iter().copied().fold(f32::INFINITY, f32::min);
+    let d = (max - min) / 15.0;
+    let inverse = inverse(d);
+    push_half(d, bytes);
+    push_half(min, bytes);
+    push_nibbles(values, bytes, |x| (x - min) * inverse + 0.5);
+}
+
+fn encode_q8_0(values: &[f32], bytes: &mut Vec<u8>) {
+    let d = values.iter().fold(0.0f32, |a, x| a.max(x.abs())) / 127.0;
+    let inverse = inverse(d);
+    push_half(d, bytes);
+    bytes.extend(values.iter().map(|x| (x * inverse).round() as i8 as u8));
+}
+
+fn inverse(d: f32) -> f32 {
+    if d == 0.0 { 0.0 } else { 1.0 / d }
+}
+
+fn push_half(x: f32, bytes: &mut Vec<u8>) {
+    bytes.extend_from_slice(&f16::from_f32(x).to_le_bytes());
+}
+
+/// The whole part of `level(x)`, at most 15, two a byte: values `i` and `i + 16` share byte `i`.
+fn push_nibbles(values: &[f32], bytes: &mut Vec<u8>, level: impl Fn(f32) -> f32) {
+    let code = |x: f32| (level(x) as u8).min(15);
+    let (low, high) = values.split_at(values.len() / 2);
+    bytes.extend(low.iter().zip(high).map(|(a, b)| code(*a) | code(*b) << 4));
+}
