@@ -51,7 +51,7 @@ pub(crate) fn sum_of(values: &[f32], f: impl Fn(f32) -> f32) -> f64 {
     sums.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(f(x))).sum::<f64>()
 }
 
-/// `e^x` for `x <= 0` with a relative error below 3e-7, and 0 where that is no normal number. Without
+/// `e^x` for `x <= 0` with a relative error below 3e-7, and 0 from `x = -87` down. Without
 /// branches and calls, so that a pass over a vocabulary compiles to vector instructions.
 #[inline]
 pub(crate) fn exp(x: f32) -> f32 {
