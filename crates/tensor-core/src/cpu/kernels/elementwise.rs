@@ -1,0 +1,536 @@
+//! Norms, activations, rope and the rest of what touches each value of a row once. No matrices, no threads.
+
+use std::ops::Range;
+
+use super::vector::{Kernel, LANES, Vector};
+use crate::{Activation, Pairing};
+
+/// The elementwise kernels of one instruction set. Lengths are checked; results depend on nothing but the values.
+#[derive(Debug)]
+pub(crate) struct Elementwise {
+    /// `x / sqrt(mean(x²) + eps) * w` for `x` and `out` as long as `w`.
+    pub rms_norm: fn(x: &[f32], w: &[f32], eps: f32, out: &mut [f32]),
+    /// `(x - mean) / sqrt(var + eps) * w + bias` for operands as long as `w`.
+    pub layer_norm: fn(x: &[f32], w: &[f32], bias: Option<&[f32]>, eps: f32, out: &mut [f32]),
+    /// `x = act(x)`.
+    pub activate: fn(act: Activation, x: &mut [f32]),
+    /// `gate = act(gate) * up`.
+    pub gate: fn(act: Activation, gate: &mut [f32], up: &[f32]),
+    /// `x += y`.
+    pub add: fn(x: &mut [f32], y: &[f32]),
+    /// `x *= factor`.
+    pub scale: fn(x: &mut [f32], factor: f32),
+    /// `x = cap * tanh(x / cap)`.
+    pub softcap: fn(x: &mut [f32], cap: f32),
+    /// Turns the heads of a row.
+    pub rope: fn(row: &mut [f32], turn: RopeTurn<'_>),
+    /// The index of the greatest value, the lowest of equals. `None` if there is a NaN, or no value.
+    pub argmax: fn(x: &[f32]) -> Option<usize>,
+}
+
+/// How each head of a row is turned: pair `i` by the angle of `cos[i]` and `sin[i]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RopeTurn<'a> {
+    /// Cosines, one a pair, times the rope's scale.
+    pub cos: &'a [f32],
+    /// Sines, likewise.
+    pub sin: &'a [f32],
+    /// Values of a head. The first `2 * cos.len()` are turned.
+    pub head_dim: usize,
+    /// How pairs lie in a head.
+    pub pairing: Pairing,
+}
+
+impl Elementwise {
+    /// The kernels of `V`. Only for a table that is handed out after detection.
+    pub(super) const fn of<V: Vector>() -> Self {
+        Self {
+            rms_norm: rms_norm::<V>,
+            layer_norm: layer_norm::<V>,
+            activate: activate::<V>,
+            gate: gate::<V>,
+            add: |x, y| zip::<V, _>(x, y, Add),
+            scale: |x, factor| map::<V, _>(x, Scale(factor)),
+            softcap: |x, cap| map::<V, _>(x, Softcap(cap)),
+            rope: rope::<V>,
+            argmax: argmax::<V>,
+        }
+    }
+}
+
+fn rms_norm<V: Vector>(x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
+    assert!(x.len() == w.len() && out.len() == w.len());
+    // SAFETY: the table of `V` was handed out after detection.
+    unsafe { V::call(RmsNorm { x, w, eps, out }) }
+}
+
+fn layer_norm<V: Vector>(x: &[f32], w: &[f32], bias: Option<&[f32]>, eps: f32, out: &mut [f32]) {
+    assert!(x.len() == w.len() && out.len() == w.len() && bias.is_none_or(|b| b.len() == w.len()));
+    // SAFETY: the table of `V` was handed out after detection.
+    unsafe { V::call(LayerNorm { x, w, bias, eps, out }) }
+}
+
+fn activate<V: Vector>(act: Activation, x: &mut [f32]) {
+    match act {
+        Activation::Silu => map::<V, _>(x, Silu),
+        Activation::Gelu => map::<V, _>(x, Gelu),
+        Activation::GeluTanh => map::<V, _>(x, GeluTanh),
+        Activation::Relu => map::<V, _>(x, Relu),
+        Activation::Relu2 => map::<V, _>(x, Relu2),
+    }
+}
+
+fn gate<V: Vector>(act: Activation, gate: &mut [f32], up: &[f32]) {
+    match act {
+        Activation::Silu => zip::<V, _>(gate, up, Gated(Silu)),
+        Activation::Gelu => zip::<V, _>(gate, up, Gated(Gelu)),
+        Activation::GeluTanh => zip::<V, _>(gate, up, Gated(GeluTanh)),
+        Activation::Relu => zip::<V, _>(gate, up, Gated(Relu)),
+        Activation::Relu2 => zip::<V, _>(gate, up, Gated(Relu2)),
+    }
+}
+
+fn rope<V: Vector>(row: &mut [f32], turn: RopeTurn<'_>) {
+    let pairs = turn.cos.len();
+    assert!(turn.sin.len() == pairs && 2 * pairs <= turn.head_dim && row.len().is_multiple_of(turn.head_dim));
+    // SAFETY: the table of `V` was handed out after detection.
+    unsafe { V::call(Turn { row, turn }) }
+}
+
+fn argmax<V: Vector>(x: &[f32]) -> Option<usize> {
+    // SAFETY: the table of `V` was handed out after detection.
+    unsafe { V::call(ArgMax { x }) }
+}
+
+/// `x = op(x)`.
+fn map<V: Vector, O: Unary>(x: &mut [f32], op: O) {
+    // SAFETY: the table of `V` was handed out after detection.
+    unsafe { V::call(Map { x, op }) }
+}
+
+/// `x = op(x, y)`.
+fn zip<V: Vector, O: Binary>(x: &mut [f32], y: &[f32], op: O) {
+    assert_eq!(x.len(), y.len());
+    // SAFETY: the table of `V` was handed out after detection.
+    unsafe { V::call(Zip { x, y, op }) }
+}
+
+/// A function of one value.
+trait Unary {
+    /// # Safety
+    /// That of [`Vector`]'s functions.
+    unsafe fn apply<V: Vector>(&self, x: V::F) -> V::F;
+}
+
+/// A function of two values.
+trait Binary {
+    /// # Safety
+    /// That of [`Vector`]'s functions.
+    unsafe fn apply<V: Vector>(&self, x: V::F, y: V::F) -> V::F;
+}
+
+struct Silu;
+struct Gelu;
+struct GeluTanh;
+struct Relu;
+struct Relu2;
+struct Scale(f32);
+struct Softcap(f32);
+struct Add;
+struct Gated<A>(A);
+
+#[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers, under the contract of Unary")]
+impl Unary for Silu {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V::F) -> V::F {
+        V::div(x, V::add(V::splat(1.0), V::exp(V::neg(x))))
+    }
+}
+
+#[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers, under the contract of Unary")]
+impl Unary for Gelu {
+    /// `max(x, 0) - |x| erfc(|x|/√2) / 2`. With `z = |x|/√2` and `t = 1 / (1 + 0.4 z)`, `erfc(z) exp(z²) / t` is a
+    /// polynomial in `t`: the Chebyshev expansion of degree 9 over `z <= 10.2`, relative error `1.6e-8`.
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V::F) -> V::F {
+        // From here on Φ(-|x|) is 0. The operands are in the order that keeps NaN.
+        let a = V::min(V::splat(14.4), V::abs(x));
+        let t =
+            V::div(V::splat(1.0), V::fma(a, V::splat(0.4 * std::f32::consts::FRAC_1_SQRT_2), V::splat(1.0)));
+        let u = V::fma(t, V::splat(2.490_196), V::splat(-1.490_196));
+        let mut p = V::splat(-8.761_353e-6);
+        p = V::fma(p, u, V::splat(2.588_680_6e-5));
+        p = V::fma(p, u, V::splat(1.154_909_7e-4));
+        p = V::fma(p, u, V::splat(-3.740_752_6e-4));
+        p = V::fma(p, u, V::splat(-1.796_036_7e-3));
+        p = V::fma(p, u, V::splat(2.909_145_5e-3));
+        p = V::fma(p, u, V::splat(3.929_648e-2));
+        p = V::fma(p, u, V::splat(1.447_223_6e-1));
+        p = V::fma(p, u, V::splat(3.225_642_4e-1));
+        p = V::fma(p, u, V::splat(4.925_452_7e-1));
+        // exp(-x²/2), with what rounding x² lost as a factor.
+        let square = V::mul(a, a);
+        let lost = V::fma(a, a, V::neg(square));
+        let e = V::exp(V::mul(square, V::splat(-0.5)));
+        let e = V::mul(e, V::fma(lost, V::splat(-0.5), V::splat(1.0)));
+        let tail = V::mul(V::mul(V::mul(p, t), V::splat(0.5)), e);
+        V::sub(V::max(V::splat(0.0), x), V::mul(a, tail))
+    }
+}
+
+#[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers, under the contract of Unary")]
+impl Unary for GeluTanh {
+    /// `(1 + tanh u) / 2` is the logistic function of `2 u`.
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V::F) -> V::F {
+        // 2 √(2/π), negative. Far out, where x³ overflows, the quotient is x or 0.
+        let c = V::splat(-1.595_769_1);
+        let u = V::mul(V::mul(c, x), V::fma(V::mul(x, x), V::splat(0.044_715), V::splat(1.0)));
+        V::div(x, V::add(V::splat(1.0), V::exp(u)))
+    }
+}
+
+#[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers, under the contract of Unary")]
+impl Unary for Relu {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V::F) -> V::F {
+        V::max(V::splat(0.0), x)
+    }
+}
+
+#[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers, under the contract of Unary")]
+impl Unary for Relu2 {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V::F) -> V::F {
+        let r = V::max(V::splat(0.0), x);
+        V::mul(r, r)
+    }
+}
+
+#[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers, under the contract of Unary")]
+impl Unary for Scale {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V::F) -> V::F {
+        V::mul(x, V::splat(self.0))
+    }
+}
+
+#[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers, under the contract of Unary")]
+impl Unary for Softcap {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V::F) -> V::F {
+        softcap::<V>(x, self.0)
+    }
+}
+
+#[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers, under the contract of Binary")]
+impl Binary for Add {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V::F, y: V::F) -> V::F {
+        V::add(x, y)
+    }
+}
+
+#[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers, under the contract of Binary")]
+impl<A: Unary> Binary for Gated<A> {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V::F, y: V::F) -> V::F {
+        V::mul(self.0.apply::<V>(x), y)
+    }
+}
+
+/// `cap * tanh(x / cap)`; tanh is Cephes' `tanhf`: an odd polynomial up to 0.625, `1 - 2 / (e^2u + 1)` beyond.
+///
+/// # Safety
+/// That of [`Vector`]'s functions.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers, under the contract of Vector")]
+pub(super) unsafe fn softcap<V: Vector>(x: V::F, cap: f32) -> V::F {
+    let u = V::div(x, V::splat(cap));
+    let a = V::abs(u);
+    let s = V::mul(u, u);
+    let mut p = V::splat(-5.704_988_7e-3);
+    p = V::fma(p, s, V::splat(2.063_908_9e-2));
+    p = V::fma(p, s, V::splat(-5.373_971_6e-2));
+    p = V::fma(p, s, V::splat(1.333_144_2e-1));
+    p = V::fma(p, s, V::splat(-3.333_328e-1));
+    let near = V::fma(V::mul(p, s), u, u);
+    let e = V::exp(V::add(a, a));
+    let far = V::sub(V::splat(1.0), V::div(V::splat(2.0), V::add(e, V::splat(1.0))));
+    // All bits where a < 0.625, from the sign of the difference; `far` takes the sign of u.
+    let below = V::shr(V::to_bits(V::sub(a, V::splat(0.625))), 31);
+    let is_near = V::sub_i(V::splat_i(0), below);
+    let is_far = V::add_i(below, V::splat_i(-1));
+    let sign = V::and(V::to_bits(u), V::splat_i(i32::MIN));
+    let far = V::and(is_far, V::or(V::to_bits(far), sign));
+    let tanh = V::from_bits(V::or(V::and(is_near, V::to_bits(near)), far));
+    V::mul(V::splat(cap), tanh)
+}
+
+/// [`map`].
+struct Map<'a, O> {
+    x: &'a mut [f32],
+    op: O,
+}
+
+impl<O: Unary> Kernel for Map<'_, O> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let (n, x) = (self.x.len(), self.x.as_mut_ptr());
+        let whole = n - n % LANES;
+        // SAFETY: the offsets are below `n`, and `n - whole` values follow the last.
+        unsafe {
+            for i in (0..whole).step_by(LANES) {
+                V::store(x.add(i), self.op.apply::<V>(V::load(x.add(i))));
+            }
+            if whole < n {
+                let (x, rest) = (x.add(whole), n - whole);
+                V::store_partial(x, self.op.apply::<V>(V::load_partial(x, rest)), rest);
+            }
+        }
+    }
+}
+
+/// [`zip`].
+struct Zip<'a, O> {
+    x: &'a mut [f32],
+    y: &'a [f32],
+    op: O,
+}
+
+impl<O: Binary> Kernel for Zip<'_, O> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let (n, x, y) = (self.x.len(), self.x.as_mut_ptr(), self.y.as_ptr());
+        let whole = n - n % LANES;
+        // SAFETY: both slices have `n` values, the offsets are below, and `n - whole` follow the last.
+        unsafe {
+            for i in (0..whole).step_by(LANES) {
+                V::store(x.add(i), self.op.apply::<V>(V::load(x.add(i)), V::load(y.add(i))));
+            }
+            if whole < n {
+                let (x, y, rest) = (x.add(whole), y.add(whole), n - whole);
+                let z = self.op.apply::<V>(V::load_partial(x, rest), V::load_partial(y, rest));
+                V::store_partial(x, z, rest);
+            }
+        }
+    }
+}
+
+/// Sums over a row: `Σ x`, or `Σ (x - mean)²`, in four interleaved vectors that are added pairwise at the end.
+///
+/// # Safety
+/// That of [`Vector`]'s functions; `n` values can be read at `x`.
+#[inline(always)]
+unsafe fn sum<V: Vector, T: Term>(x: *const f32, n: usize, term: T) -> f32 {
+    let whole = n - n % LANES;
+    // SAFETY: the offsets are below `n`, and `n - whole` values follow the last.
+    unsafe {
+        let mut sums = [V::splat(0.0); 4];
+        let mut i = 0;
+        while i + 4 * LANES <= whole {
+            sums[0] = term.add::<V>(V::load(x.add(i)), sums[0]);
+            sums[1] = term.add::<V>(V::load(x.add(i + LANES)), sums[1]);
+            sums[2] = term.add::<V>(V::load(x.add(i + 2 * LANES)), sums[2]);
+            sums[3] = term.add::<V>(V::load(x.add(i + 3 * LANES)), sums[3]);
+            i += 4 * LANES;
+        }
+        while i < whole {
+            sums[0] = term.add::<V>(V::load(x.add(i)), sums[0]);
+            i += LANES;
+        }
+        if whole < n {
+            // The lanes past the end must not count: their term is taken as that of a row of one value.
+            let mut rest = [0.0; LANES];
+            V::store(rest.as_mut_ptr(), term.add::<V>(V::load_partial(x.add(i), n - i), V::splat(0.0)));
+            sums[1] = V::add(sums[1], V::load_partial(rest.as_ptr(), n - i));
+        }
+        V::reduce_sum(V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3])))
+    }
+}
+
+/// What [`sum`] adds for a value.
+trait Term {
+    /// # Safety
+    /// That of [`Vector`]'s functions.
+    unsafe fn add<V: Vector>(&self, x: V::F, sum: V::F) -> V::F;
+}
+
+struct Value;
+struct SquareFrom(f32);
+
+#[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers, under the contract of Term")]
+impl Term for Value {
+    #[inline(always)]
+    unsafe fn add<V: Vector>(&self, x: V::F, sum: V::F) -> V::F {
+        V::add(x, sum)
+    }
+}
+
+#[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers, under the contract of Term")]
+impl Term for SquareFrom {
+    #[inline(always)]
+    unsafe fn add<V: Vector>(&self, x: V::F, sum: V::F) -> V::F {
+        let d = V::sub(x, V::splat(self.0));
+        V::fma(d, d, sum)
+    }
+}
+
+struct RmsNorm<'a> {
+    x: &'a [f32],
+    w: &'a [f32],
+    eps: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for RmsNorm<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let (n, x, w, out) = (self.x.len(), self.x.as_ptr(), self.w.as_ptr(), self.out.as_mut_ptr());
+        let whole = n - n % LANES;
+        // SAFETY: the three slices have `n` values, the offsets are below, and `n - whole` follow the last.
+        unsafe {
+            let mean = sum::<V, _>(x, n, SquareFrom(0.0)) / n as f32;
+            let inv = V::splat(1.0 / (mean + self.eps).sqrt());
+            for i in (0..whole).step_by(LANES) {
+                V::store(out.add(i), V::mul(V::mul(V::load(x.add(i)), inv), V::load(w.add(i))));
+            }
+            if whole < n {
+                let rest = n - whole;
+                let y = V::mul(V::load_partial(x.add(whole), rest), inv);
+                V::store_partial(out.add(whole), V::mul(y, V::load_partial(w.add(whole), rest)), rest);
+            }
+        }
+    }
+}
+
+struct LayerNorm<'a> {
+    x: &'a [f32],
+    w: &'a [f32],
+    bias: Option<&'a [f32]>,
+    eps: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for LayerNorm<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let (n, x, w, out) = (self.x.len(), self.x.as_ptr(), self.w.as_ptr(), self.out.as_mut_ptr());
+        // SAFETY: all slices have `n` values, the offsets are below, and `rest` values follow each.
+        unsafe {
+            let mean = sum::<V, _>(x, n, Value) / n as f32;
+            let var = sum::<V, _>(x, n, SquareFrom(mean)) / n as f32;
+            let (mean, inv) = (V::splat(mean), V::splat(1.0 / (var + self.eps).sqrt()));
+            for i in (0..n).step_by(LANES) {
+                let rest = (n - i).min(LANES);
+                let b = match self.bias {
+                    Some(bias) => V::load_partial(bias.as_ptr().add(i), rest),
+                    None => V::splat(0.0),
+                };
+                let y = V::mul(V::sub(V::load_partial(x.add(i), rest), mean), inv);
+                V::store_partial(out.add(i), V::fma(y, V::load_partial(w.add(i), rest), b), rest);
+            }
+        }
+    }
+}
+
+/// [`rope`].
+struct Turn<'a> {
+    row: &'a mut [f32],
+    turn: RopeTurn<'a>,
+}
+
+impl Kernel for Turn<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let RopeTurn { cos, sin, head_dim, pairing } = self.turn;
+        let pairs = cos.len();
+        for head in self.row.chunks_exact_mut(head_dim) {
+            if pairing == Pairing::Interleaved {
+                for ((pair, &c), &s) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
+                    let (a, b) = (pair[0], pair[1]);
+                    pair[0] = a.mul_add(c, -(b * s));
+                    pair[1] = b.mul_add(c, a * s);
+                }
+                continue;
+            }
+            let first = head.as_mut_ptr();
+            for i in (0..pairs).step_by(LANES) {
+                let rest = (pairs - i).min(LANES);
+                // SAFETY: a head holds `2 * pairs` values and the tables `pairs`, of which `rest` follow `i`.
+                unsafe {
+                    let (x, y) = (first.add(i), first.add(pairs + i));
+                    let (a, b) = (V::load_partial(x, rest), V::load_partial(y, rest));
+                    let c = V::load_partial(cos.as_ptr().add(i), rest);
+                    let s = V::load_partial(sin.as_ptr().add(i), rest);
+                    V::store_partial(x, V::fma(a, c, V::neg(V::mul(b, s))), rest);
+                    V::store_partial(y, V::fma(b, c, V::mul(a, s)), rest);
+                }
+            }
+        }
+    }
+}
+
+/// [`argmax`].
+struct ArgMax<'a> {
+    x: &'a [f32],
+}
+
+impl ArgMax<'_> {
+    /// The greatest of a block of whole vectors, NaN if one is in it.
+    ///
+    /// # Safety
+    /// That of [`Vector`]'s functions.
+    #[inline(always)]
+    unsafe fn of_block<V: Vector>(block: &[f32]) -> f32 {
+        // SAFETY: the offsets are those of whole vectors of the block.
+        unsafe {
+            let mut most = V::splat(f32::NEG_INFINITY);
+            let mut nan = V::splat_i(0);
+            for i in (0..block.len()).step_by(LANES) {
+                let x = V::load(block.as_ptr().add(i));
+                most = V::max(most, x);
+                // Negative where the magnitude's bits exceed those of infinity.
+                nan = V::or(nan, V::sub_i(V::splat_i(0x7f80_0000), V::to_bits(V::abs(x))));
+            }
+            let nans = V::reduce_sum(V::from_i32(V::shr(nan, 31)));
+            if nans > 0.0 { f32::NAN } else { V::reduce_max(most) }
+        }
+    }
+}
+
+impl Kernel for ArgMax<'_> {
+    type Output = Option<usize>;
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) -> Option<usize> {
+        const BLOCK: usize = 16 * LANES;
+        let n = self.x.len();
+        let (mut most, mut within): (f32, Range<usize>) = (f32::NEG_INFINITY, 0..n.min(BLOCK));
+        for at in (0..n).step_by(BLOCK) {
+            let block = &self.x[at..(at + BLOCK).min(n)];
+            let whole = block.len() - block.len() % LANES;
+            // SAFETY: the contract of `run`.
+            let mut here = unsafe { Self::of_block::<V>(&block[..whole]) };
+            if here.is_nan() || block[whole..].iter().any(|x| x.is_nan()) {
+                return None;
+            }
+            for &x in &block[whole..] {
+                here = here.max(x);
+            }
+            // Only a greater value moves the search, so the lowest index of equals is found.
+            if here > most {
+                (most, within) = (here, at..at + block.len());
+            }
+        }
+        let first = within.start;
+        self.x[within].iter().position(|&x| x == most).map(|i| first + i)
+    }
+}
+
+#[cfg(test)]
+mod tests;
