@@ -5,8 +5,11 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(crate) mod elementwise;
+pub(crate) mod matmul;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+pub(crate) mod panel;
 mod scalar;
 pub(crate) mod vector;
 
@@ -19,11 +22,24 @@ use vector::Vector;
 pub(crate) struct Kernels {
     /// What people call it, e.g. `"avx512"`.
     pub name: &'static str,
+    /// Whether bfloat16 pairs have a dot product.
+    pub bf16: bool,
+    /// Builds a panel: see [`panel::build`].
+    pub panel: fn(panel::Panel, panel::Tokens<'_>, &mut [u8]),
+    /// Multiplies a block and a panel: see [`matmul::multiply`].
+    pub multiply: fn(matmul::Tile<'_>),
+    /// Norms, activations, rope.
+    pub elementwise: elementwise::Elementwise,
 }
 
 /// The table of `V`. Not reachable from outside but through [`available`].
 const fn table<V: Vector>(name: &'static str) -> Kernels {
-    Kernels { name }
+    Kernels {
+        name,
+        bf16: V::BF16,
+        panel: panel::build::<V>,
+        multiply: matmul::multiply::<V>,
+        elementwise: elementwise::Elementwise::of::<V>() }
 }
 
 static SCALAR: Kernels = table::<scalar::Scalar>("scalar");

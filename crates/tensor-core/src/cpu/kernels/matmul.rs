@@ -1,0 +1,484 @@
+//! One block of 16 rows of a packed matrix times the tokens of one panel. Which blocks, tokens and threads is
+//! `cpu/matmul.rs`; what packed means is `cpu/packed.rs`.
+//!
+//! Every output is the sum over columns in an order that depends on the columns alone: tokens of a panel do not meet.
+
+use std::marker::PhantomData;
+
+use rillm_quant::FloatType;
+
+use super::panel::{INT8_BYTES, Panel};
+use super::vector::{Kernel, LANES, Vector};
+use crate::cpu::packed::{Codes, E2M1_TABLE, Layout, UNIT};
+
+/// Tokens of the largest panel.
+pub(crate) const MAX_TOKENS: usize = 8;
+
+/// Quads of a unit.
+const QUADS: usize = UNIT / 4;
+/// How far ahead of the codes in use memory is asked for.
+const AHEAD: usize = 2048;
+
+/// One block, one panel.
+pub(crate) struct Tile<'a> {
+    /// The block's bytes.
+    pub block: &'a [u8],
+    /// How they lie.
+    pub layout: &'a Layout,
+    /// Form of `x`.
+    pub panel: Panel,
+    /// The panel of `out.len()` tokens: 1, 2, 4 or, for int8, 8.
+    pub x: &'a [u8],
+    /// Results, 16 for each token.
+    pub out: &'a mut [[f32; LANES]],
+}
+
+/// How the quads of a unit are read.
+trait Elements {
+    /// Bytes of a unit.
+    const BYTES: usize;
+    /// Whether the values have scales.
+    const SCALED: bool = true;
+    /// Whether each half of a unit has its own scales.
+    const HALVES: bool = false;
+
+    /// Columns `4 i ..` of the unit at `w`, without scale and bias.
+    ///
+    /// # Safety
+    /// Of [`Vector`]; `w` has a unit, `i < 8`.
+    unsafe fn values<V: Vector>(w: *const u8, i: usize) -> [V::F; 4];
+}
+
+/// Elements that are integers.
+trait Quants: Elements {
+    /// Whether all codes are less than 128.
+    const SMALL: bool = true;
+
+    /// Quad `i` of the unit at `w`.
+    ///
+    /// # Safety
+    /// Of [`Vector`]; `w` has a unit, `i < 8`.
+    unsafe fn quad<V: Vector>(w: *const u8, i: usize) -> V::I;
+}
+
+/// Integers of `BITS` bits.
+struct Bits<const BITS: u32>;
+/// [`Bits`] with scales for each half of a unit.
+struct Halves<Q>(PhantomData<Q>);
+struct Fp4;
+struct F32;
+struct F16;
+struct Bf16;
+
+/// Quad `i` of a plane of `bits` bits, moved to start at bit `to` of each byte.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Quants' contract, handed on")]
+unsafe fn plane<V: Vector>(w: *const u8, bits: usize, i: usize, to: usize) -> V::I {
+    let per_word = 8 / bits;
+    let word = V::load_i(w.add(i / per_word * 64));
+    let mask = i32::from_ne_bytes([(((1u32 << bits) - 1) << to) as u8; 4]);
+    let at = bits * (i % per_word);
+    let moved = if at > to {
+        V::shr(word, (at - to) as u32)
+    } else if at < to {
+        V::shl(word, (to - at) as u32)
+    } else {
+        word
+    };
+    if bits == 8 { moved } else { V::and(moved, V::splat_i(mask)) }
+}
+
+impl<const BITS: u32> Quants for Bits<BITS> {
+    const SMALL: bool = BITS < 8;
+
+    #[inline(always)]
+    #[expect(unsafe_op_in_unsafe_fn, reason = "Quants' contract")]
+    unsafe fn quad<V: Vector>(w: *const u8, i: usize) -> V::I {
+        match BITS {
+            3 => V::or(plane::<V>(w, 2, i, 0), plane::<V>(w.add(128), 1, i, 2)),
+            5 => V::or(plane::<V>(w, 4, i, 0), plane::<V>(w.add(256), 1, i, 4)),
+            6 => V::or(plane::<V>(w, 4, i, 0), plane::<V>(w.add(256), 2, i, 4)),
+            bits => plane::<V>(w, bits as usize, i, 0),
+        }
+    }
+}
+
+impl<const BITS: u32> Elements for Bits<BITS> {
+    const BYTES: usize = Codes::Bits(BITS).unit_bytes();
+
+    #[inline(always)]
+    unsafe fn values<V: Vector>(w: *const u8, i: usize) -> [V::F; 4] {
+        // SAFETY: the same contract.
+        unsafe { widen::<V>(Self::quad::<V>(w, i)) }
+    }
+}
+
+impl Quants for Fp4 {
+    #[inline(always)]
+    unsafe fn quad<V: Vector>(w: *const u8, i: usize) -> V::I {
+        // SAFETY: the same contract; the plane gives codes below 16.
+        unsafe { V::lookup(&E2M1_TABLE, plane::<V>(w, 4, i, 0)) }
+    }
+}
+
+impl Elements for Fp4 {
+    const BYTES: usize = Codes::E2M1.unit_bytes();
+
+    #[inline(always)]
+    unsafe fn values<V: Vector>(w: *const u8, i: usize) -> [V::F; 4] {
+        // SAFETY: the same contract.
+        unsafe { widen::<V>(Self::quad::<V>(w, i)) }
+    }
+}
+
+impl<Q: Quants> Quants for Halves<Q> {
+    const SMALL: bool = Q::SMALL;
+
+    #[inline(always)]
+    unsafe fn quad<V: Vector>(w: *const u8, i: usize) -> V::I {
+        // SAFETY: the same contract.
+        unsafe { Q::quad::<V>(w, i) }
+    }
+}
+
+impl<Q: Quants> Elements for Halves<Q> {
+    const BYTES: usize = Q::BYTES;
+    const HALVES: bool = true;
+
+    #[inline(always)]
+    unsafe fn values<V: Vector>(w: *const u8, i: usize) -> [V::F; 4] {
+        // SAFETY: the same contract.
+        unsafe { Q::values::<V>(w, i) }
+    }
+}
+
+/// The four bytes of each lane as floats.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
+unsafe fn widen<V: Vector>(quad: V::I) -> [V::F; 4] {
+    let mask = V::splat_i(0xff);
+    [
+        V::from_i32(V::and(quad, mask)),
+        V::from_i32(V::and(V::shr(quad, 8), mask)),
+        V::from_i32(V::and(V::shr(quad, 16), mask)),
+        V::from_i32(V::shr(quad, 24)),
+    ]
+}
+
+impl Elements for F32 {
+    const BYTES: usize = UNIT * LANES * 4;
+    const SCALED: bool = false;
+
+    #[inline(always)]
+    #[expect(unsafe_op_in_unsafe_fn, reason = "Elements' contract")]
+    unsafe fn values<V: Vector>(w: *const u8, i: usize) -> [V::F; 4] {
+        let p = w.cast::<f32>().add(i * 4 * LANES);
+        [V::load(p), V::load(p.add(LANES)), V::load(p.add(2 * LANES)), V::load(p.add(3 * LANES))]
+    }
+}
+
+impl Elements for F16 {
+    const BYTES: usize = UNIT * LANES * 2;
+    const SCALED: bool = false;
+
+    #[inline(always)]
+    #[expect(unsafe_op_in_unsafe_fn, reason = "Elements' contract")]
+    unsafe fn values<V: Vector>(w: *const u8, i: usize) -> [V::F; 4] {
+        let p = w.cast::<u16>().add(i * 4 * LANES);
+        let [a, b, c, d] = [p, p.add(LANES), p.add(2 * LANES), p.add(3 * LANES)];
+        [V::load_f16(a), V::load_f16(b), V::load_f16(c), V::load_f16(d)]
+    }
+}
+
+impl Elements for Bf16 {
+    const BYTES: usize = UNIT * LANES * 2;
+    const SCALED: bool = false;
+
+    #[inline(always)]
+    #[expect(unsafe_op_in_unsafe_fn, reason = "Elements' contract")]
+    unsafe fn values<V: Vector>(w: *const u8, i: usize) -> [V::F; 4] {
+        let [a, b] = [V::load_i(w.add(i * 128)), V::load_i(w.add(i * 128 + 64))];
+        let high = V::splat_i(0xffff_0000_u32 as i32);
+        [
+            V::from_bits(V::shl(a, 16)),
+            V::from_bits(V::and(a, high)),
+            V::from_bits(V::shl(b, 16)),
+            V::from_bits(V::and(b, high)),
+        ]
+    }
+}
+
+/// Scales of a group, for each half of a unit.
+struct Scales<V: Vector> {
+    scale: [V::F; 2],
+    bias: [V::F; 2],
+}
+
+/// Reads the scales at `w`, if the elements have some. The bias of a constant zero point is
+/// `-zero * scale`.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract; `w` has the scales that the layout says")]
+unsafe fn scales<V: Vector, E: Elements>(w: *const u8, layout: &Layout) -> Scales<V> {
+    let mut out = Scales { scale: [V::splat(1.0); 2], bias: [V::splat(0.0); 2] };
+    if !E::SCALED {
+        return out;
+    }
+    let width = LANES * layout.meta.bytes();
+    let factor = V::splat(layout.factor);
+    let mut w = w;
+    for half in 0..if E::HALVES { 2 } else { 1 } {
+        out.scale[half] = V::mul(meta::<V>(layout.meta, w), factor);
+        w = w.add(width);
+        out.bias[half] = match layout.zero {
+            Some(zero) => V::mul(out.scale[half], V::splat(-zero)),
+            None => {
+                let stored = V::mul(meta::<V>(layout.meta, w), factor);
+                w = w.add(width);
+                stored
+            }
+        };
+    }
+    if !E::HALVES {
+        out = Scales { scale: [out.scale[0]; 2], bias: [out.bias[0]; 2] };
+    }
+    out
+}
+
+/// 16 scales of type `t`.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
+unsafe fn meta<V: Vector>(t: FloatType, w: *const u8) -> V::F {
+    match t {
+        FloatType::F32 => V::load(w.cast()),
+        FloatType::F16 => V::load_f16(w.cast()),
+        FloatType::BF16 => V::load_bf16(w.cast()),
+    }
+}
+
+/// Integer dot products: `scale_w scale_x (codes . q) + bias_w sum_x` for each group.
+///
+/// The sizes of `tile.block`, `tile.x` and `tile.out` are those of the layout and of `T` tokens.
+struct Int8<'a, Q, const T: usize>(Tile<'a>, PhantomData<Q>);
+
+impl<Q: Quants, const T: usize> Kernel for Int8<'_, Q, T> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(unsafe_op_in_unsafe_fn, reason = "this kernel's contract: sizes are those of the layout")]
+    unsafe fn run<V: Vector>(self) {
+        let layout = self.0.layout;
+        let (meta_bytes, group_units) = (layout.meta_bytes(), layout.group_units());
+        let mut acc = [V::splat(0.0); T];
+        let (mut w, mut x) = (self.0.block.as_ptr(), self.0.x.as_ptr());
+        for _ in 0..layout.units / group_units {
+            let scales = scales::<V, Q>(w, layout);
+            w = w.add(meta_bytes);
+            for _ in 0..group_units {
+                unit::<V, Q, T>(w, x, &scales, &mut acc);
+                w = w.add(Q::BYTES);
+                x = x.add(T * INT8_BYTES);
+            }
+        }
+        for (out, acc) in self.0.out.iter_mut().zip(acc) {
+            V::store(out.as_mut_ptr(), acc);
+        }
+    }
+}
+
+/// Adds a unit at `w` times the unit of `T` tokens at `x`.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Int8's contract, handed on")]
+unsafe fn unit<V: Vector, Q: Quants, const T: usize>(
+    w: *const u8,
+    x: *const u8,
+    scales: &Scales<V>,
+    acc: &mut [V::F; T],
+) {
+    let mut quads = [V::splat_i(0); QUADS];
+    for (i, quad) in quads.iter_mut().enumerate() {
+        *quad = Q::quad::<V>(w, i);
+    }
+    if T <= 2 {
+        for line in 0..Q::BYTES / 64 {
+            V::prefetch(w.wrapping_add(AHEAD + line * 64));
+        }
+    }
+    let floats = x.add(T * UNIT).cast::<f32>();
+    for (t, acc) in acc.iter_mut().enumerate() {
+        let mut dots = [V::splat_i(0); 2];
+        for (i, quad) in quads.iter().enumerate() {
+            let q = V::splat_i(x.add(t * UNIT + i * 4).cast::<i32>().read_unaligned());
+            let dot = &mut dots[i / (QUADS / 2)];
+            *dot = if Q::SMALL { V::dot_u7(*dot, *quad, q) } else { V::dot_u8(*dot, *quad, q) };
+        }
+        let scale = V::splat(floats.add(t).read_unaligned());
+        if Q::HALVES {
+            for half in 0..2 {
+                let sum = V::splat(floats.add((2 + half) * T + t).read_unaligned());
+                *acc = V::fma(V::mul(scales.scale[half], scale), V::from_i32(dots[half]), *acc);
+                *acc = V::fma(scales.bias[half], sum, *acc);
+            }
+        } else {
+            let sum = V::splat(floats.add(T + t).read_unaligned());
+            let dot = V::from_i32(V::add_i(dots[0], dots[1]));
+            *acc = V::fma(V::mul(scales.scale[0], scale), dot, *acc);
+            *acc = V::fma(scales.bias[0], sum, *acc);
+        }
+    }
+}
+
+/// Products of `f32` activations and the weights' exact values.
+///
+/// The sizes of `tile.block`, `tile.x` and `tile.out` are those of the layout and of `T` tokens.
+struct Exact<'a, E, const T: usize>(Tile<'a>, PhantomData<E>);
+
+impl<E: Elements, const T: usize> Kernel for Exact<'_, E, T> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(unsafe_op_in_unsafe_fn, reason = "this kernel's contract: sizes are those of the layout")]
+    unsafe fn run<V: Vector>(self) {
+        let layout = self.0.layout;
+        let (meta_bytes, group_units) = (layout.meta_bytes(), layout.group_units());
+        let zero = V::splat(layout.zero.unwrap_or(0.0));
+        let mut acc = [[V::splat(0.0); 4]; T];
+        let (mut w, mut x) = (self.0.block.as_ptr(), self.0.x.as_ptr().cast::<f32>());
+        for _ in 0..layout.units / group_units {
+            let mut scales = scales::<V, E>(w, layout);
+            if layout.zero.is_some() {
+                // Subtracted from the codes instead, which rounds once.
+                scales.bias = [V::splat(0.0); 2];
+            }
+            w = w.add(meta_bytes);
+            for _ in 0..group_units {
+                for i in 0..QUADS {
+                    let [scale, bias] = [scales.scale[i / (QUADS / 2)], scales.bias[i / (QUADS / 2)]];
+                    let values = E::values::<V>(w, i);
+                    for j in 0..4 {
+                        let value = if E::SCALED {
+                            V::add(V::mul(scale, V::sub(values[j], zero)), bias)
+                        } else {
+                            values[j]
+                        };
+                        for (t, acc) in acc.iter_mut().enumerate() {
+                            let x = V::splat(x.add((i * 4 + j) * T + t).read_unaligned());
+                            acc[j] = V::fma(value, x, acc[j]);
+                        }
+                    }
+                }
+                if T <= 2 {
+                    for line in 0..E::BYTES / 64 {
+                        V::prefetch(w.wrapping_add(AHEAD + line * 64));
+                    }
+                }
+                w = w.add(E::BYTES);
+                x = x.add(T * UNIT);
+            }
+        }
+        for (out, acc) in self.0.out.iter_mut().zip(acc) {
+            V::store(out.as_mut_ptr(), V::add(V::add(acc[0], acc[1]), V::add(acc[2], acc[3])));
+        }
+    }
+}
+
+/// Products of bfloat16 pairs.
+///
+/// The sizes of `tile.block`, `tile.x` and `tile.out` are those of a bf16 layout and of `T` tokens.
+struct Pairs<'a, const T: usize>(Tile<'a>);
+
+impl<const T: usize> Kernel for Pairs<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(unsafe_op_in_unsafe_fn, reason = "this kernel's contract: sizes are those of the layout")]
+    unsafe fn run<V: Vector>(self) {
+        let mut acc = [[V::splat(0.0); 4]; T];
+        let (mut w, mut x) = (self.0.block.as_ptr(), self.0.x.as_ptr().cast::<i32>());
+        for _ in 0..self.0.layout.units * UNIT / 8 {
+            for j in 0..4 {
+                let pair = V::load_i(w.add(j * 64));
+                if T <= 2 {
+                    V::prefetch(w.wrapping_add(AHEAD + j * 64));
+                }
+                for (t, acc) in acc.iter_mut().enumerate() {
+                    acc[j] = V::dot_bf16(acc[j], pair, V::splat_i(x.add(j * T + t).read_unaligned()));
+                }
+            }
+            w = w.add(4 * 64);
+            x = x.add(4 * T);
+        }
+        for (out, acc) in self.0.out.iter_mut().zip(acc) {
+            V::store(out.as_mut_ptr(), V::add(V::add(acc[0], acc[1]), V::add(acc[2], acc[3])));
+        }
+    }
+}
+
+/// Multiplies a tile.
+///
+/// Safe only as an entry of [`Kernels`](super::Kernels), which is handed out after detection.
+pub(super) fn multiply<V: Vector>(tile: Tile<'_>) {
+    let Layout { codes, group, units, .. } = *tile.layout;
+    assert!(tile.block.len() >= tile.layout.block_bytes(), "a tile has a whole block");
+    assert!(tile.x.len() >= units * tile.out.len() * tile.panel.unit_bytes(), "and a whole panel");
+    let halves = group < UNIT;
+    match (tile.panel, codes) {
+        (Panel::Bf16, Codes::Float(FloatType::BF16)) => pairs::<V>(tile),
+        (_, Codes::Float(FloatType::F32)) => exact::<V, F32>(tile),
+        (_, Codes::Float(FloatType::F16)) => exact::<V, F16>(tile),
+        (_, Codes::Float(FloatType::BF16)) => exact::<V, Bf16>(tile),
+        (_, Codes::E2M1) if halves => quants::<V, Halves<Fp4>>(tile),
+        (_, Codes::E2M1) => quants::<V, Fp4>(tile),
+        (_, Codes::Bits(6)) if halves => quants::<V, Halves<Bits<6>>>(tile),
+        (_, Codes::Bits(2)) => quants::<V, Bits<2>>(tile),
+        (_, Codes::Bits(3)) => quants::<V, Bits<3>>(tile),
+        (_, Codes::Bits(4)) => quants::<V, Bits<4>>(tile),
+        (_, Codes::Bits(5)) => quants::<V, Bits<5>>(tile),
+        (_, Codes::Bits(6)) => quants::<V, Bits<6>>(tile),
+        (_, Codes::Bits(_)) => quants::<V, Bits<8>>(tile),
+    }
+}
+
+/// [`multiply`] for integers.
+fn quants<V: Vector, Q: Quants>(tile: Tile<'_>) {
+    if tile.panel == Panel::F32 {
+        return exact::<V, Q>(tile);
+    }
+    assert_eq!(tile.panel, Panel::Int8, "integers meet integers");
+    // SAFETY: the table was handed out after detection; `multiply` has checked sizes for these elements.
+    unsafe {
+        match tile.out.len() {
+            1 => V::call(Int8::<Q, 1>(tile, PhantomData)),
+            2 => V::call(Int8::<Q, 2>(tile, PhantomData)),
+            4 => V::call(Int8::<Q, 4>(tile, PhantomData)),
+            8 => V::call(Int8::<Q, 8>(tile, PhantomData)),
+            n => unreachable!("no tile of {n} tokens"),
+        }
+    }
+}
+
+/// [`multiply`] with exact values.
+fn exact<V: Vector, E: Elements>(tile: Tile<'_>) {
+    assert_eq!(tile.panel, Panel::F32, "floats meet floats");
+    // SAFETY: the table was handed out after detection; `multiply` has checked sizes for these elements.
+    unsafe {
+        match tile.out.len() {
+            1 => V::call(Exact::<E, 1>(tile, PhantomData)),
+            2 => V::call(Exact::<E, 2>(tile, PhantomData)),
+            4 => V::call(Exact::<E, 4>(tile, PhantomData)),
+            n => unreachable!("no exact tile of {n} tokens"),
+        }
+    }
+}
+
+/// [`multiply`] for bfloat16 pairs.
+fn pairs<V: Vector>(tile: Tile<'_>) {
+    // SAFETY: the table was handed out after detection; `multiply` has checked sizes for these elements.
+    unsafe {
+        match tile.out.len() {
+            1 => V::call(Pairs::<1>(tile)),
+            2 => V::call(Pairs::<2>(tile)),
+            4 => V::call(Pairs::<4>(tile)),
+            n => unreachable!("no bf16 tile of {n} tokens"),
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! `linear`: activations times packed matrices, cut into panels of tokens and runs of row blocks, over the threads.
+//! The arithmetic is in `kernels/matmul.rs`.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::buffer::Buffer;
+use super::kernels::Kernels;
+use super::kernels::matmul::{MAX_TOKENS, Tile};
+use super::kernels::panel::{Panel, Tokens};
+use super::kernels::vector::LANES;
+use super::packed::{Codes, Packed, UNIT};
+use super::threads::Threads;
+use crate::{Error, Result};
+use rillm_quant::FloatType;
+
+/// Bytes of panels that are multiplied before the next ones: about half of a second-level cache.
+const PANELS_IN_CACHE: usize = 1 << 20;
+/// Bytes of weights of one task, at most, so that threads finish together.
+const TASK_BYTES: usize = 128 << 10;
+/// Tasks for each thread, if the matrices are small.
+const TASKS: usize = 4;
+
+/// How activations enter a product.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// As 8-bit integers with a scale for each 32, or bf16 where the weights are; the accumulation is in f32.
+    #[default]
+    Fast,
+    /// As `f32`; weights take their exact values. The same bits for any batch, chunk, instruction set and number of
+    /// threads.
+    Exact,
+}
+
+impl Precision {
+    /// The form of activations for weights of `codes`.
+    fn panel(self, codes: Codes, kernels: &Kernels) -> Panel {
+        match (self, codes) {
+            (Self::Fast, Codes::Bits(_) | Codes::E2M1) => Panel::Int8,
+            (Self::Fast, Codes::Float(FloatType::BF16)) if kernels.bf16 => Panel::Bf16,
+            _ => Panel::F32,
+        }
+    }
+}
+
+/// Buffers for panels, kept from one product to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch(Mutex<Vec<Buffer>>);
+
+impl Scratch {
+    /// A buffer of at least `len` bytes, with anything in it.
+    fn take(&self, len: usize) -> Result<Buffer> {
+        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match free.iter().position(|b| b.bytes().len() >= len) {
+            Some(i) => Ok(free.swap_remove(i)),
+            // In powers of two, so that growing prompts don't leave a trail.
+            None => {
+                free.pop();
+                Buffer::zeroed(len.next_power_of_two(), "activations")
+            }
+        }
+    }
+
+    fn give(&self, buffer: Buffer) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+    }
+}
+
+/// With what to compute.
+#[derive(Clone, Copy)]
+pub(crate) struct Context<'a> {
+    pub kernels: &'static Kernels,
+    pub threads: &'a Threads,
+    pub precision: Precision,
+    pub scratch: &'a Scratch,
+}
+
+/// Rows of activations.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    /// The first row, and those that follow it.
+    pub data: &'a [f32],
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// Values from one row to the next.
+    pub stride: usize,
+}
+
+/// Rows of results.
+pub(crate) struct RowsMut<'a> {
+    /// The first row, and those that follow it.
+    pub data: &'a mut [f32],
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// Values from one row to the next.
+    pub stride: usize,
+}
+
+/// Values that a matrix of `rows` rows spans.
+fn span(rows: usize, cols: usize, stride: usize) -> usize {
+    if rows == 0 { 0 } else { (rows - 1) * stride + cols }
+}
+
+/// `out = x @ stacked(parts)ᵀ + bias`, for `x: [t, in]`, parts `[out_i, in]`, `bias: [sum of out_i]`,
+/// `out: [t, sum of out_i]`.
+///
+/// # Errors
+/// [`Error::Shape`] if these do not fit, [`Error::OutOfMemory`].
+pub(crate) fn linear(
+    ctx: &Context<'_>,
+    x: Rows<'_>,
+    parts: &[Packed],
+    bias: Option<&[f32]>,
+    out: RowsMut<'_>,
+) -> Result<()> {
+    let width: usize = parts.iter().map(Packed::rows).sum();
+    if let Some(part) = parts.iter().find(|p| p.cols() != x.cols) {
+        return Err(shape([x.rows, x.cols], [x.rows, part.cols()]));
+    }
+    if bias.is_some_and(|b| b.len() != width) {
+        return Err(shape([1, bias.map_or(0, <[f32]>::len)], [1, width]));
+    }
+    let fits = out.stride >= out.cols && out.data.len() >= span(out.rows, out.cols, out.stride);
+    if !fits || [out.rows, out.cols] != [x.rows, width] {
+        return Err(shape([out.rows, out.cols], [x.rows, width]));
+    }
+    if x.data.len() < span(x.rows, x.cols, x.stride) {
+        return Err(shape([x.data.len() / x.cols.max(1), x.cols], [x.rows, x.cols]));
+    }
+    if x.rows == 0 || width == 0 {
+        return Ok(());
+    }
+    let mut panels: [Option<Buffer>; 3] = [None, None, None];
+    for panel in parts.iter().map(|p| ctx.precision.panel(p.layout().codes, ctx.kernels)) {
+        if panels[panel as usize].is_none() {
+            panels[panel as usize] = Some(build(ctx, panel, x)?);
+        }
+    }
+    multiply(ctx, &Product { parts, bias, panels: &panels, t: x.rows }, out);
+    panels.into_iter().flatten().for_each(|b| ctx.scratch.give(b));
+    Ok(())
+}
+
+fn shape(got: [usize; 2], want: [usize; 2]) -> Error {
+    Error::Shape { op: "linear", got, want }
+}
+
+/// Tokens of the panel that starts at token `start` of `t`.
+fn tile_tokens(panel: Panel, start: usize, t: usize) -> usize {
+    let most = if panel == Panel::Int8 { MAX_TOKENS } else { MAX_TOKENS / 2 };
+    let left = (t - start).min(most);
+    1 << left.ilog2()
+}
+
+/// All panels of `x`. That of the tokens from `start` is at `start * units * unit_bytes`.
+fn build(ctx: &Context<'_>, panel: Panel, x: Rows<'_>) -> Result<Buffer> {
+    let token_bytes = x.cols.div_ceil(UNIT) * panel.unit_bytes();
+    let mut buffer = ctx.scratch.take(token_bytes * x.rows)?;
+    let tile = |start: usize, out: &mut [u8]| {
+        let tokens = tile_tokens(panel, start, x.rows);
+        let data = &x.data[start * x.stride..];
+        (ctx.kernels.panel)(panel, Tokens { data, tokens, cols: x.cols, stride: x.stride }, out);
+        tokens
+    };
+    if x.rows < 2 * MAX_TOKENS {
+        let mut start = 0;
+        while start < x.rows {
+            start += tile(start, &mut buffer.bytes_mut()[start * token_bytes..]);
+        }
+        return Ok(buffer);
+    }
+    let bytes = &mut buffer.bytes_mut()[..token_bytes * x.rows];
+    // Runs of `MAX_TOKENS` tokens start where panels start.
+    let runs = Mutex::new(bytes.chunks_mut(token_bytes * MAX_TOKENS).enumerate());
+    ctx.threads.run(x.rows.div_ceil(MAX_TOKENS), &|_| {
+        let claimed = runs.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let Some((run, bytes)) = claimed else { return };
+        let mut done = 0;
+        while done * token_bytes < bytes.len() {
+            done += tile(run * MAX_TOKENS + done, &mut bytes[done * token_bytes..]);
+        }
+    });
+    Ok(buffer)
+}
+
+/// What is multiplied.
+struct Product<'a> {
+    parts: &'a [Packed],
+    bias: Option<&'a [f32]>,
+    panels: &'a [Option<Buffer>; 3],
+    t: usize,
+}
+
+/// Row blocks of one part, for one thread.
+struct Task {
+    part: usize,
+    /// Column of the result where the part starts.
+    column: usize,
+    blocks: std::ops::Range<usize>,
+}
+
+impl Product<'_> {
+    /// Blocks of a task of `part`.
+    fn blocks_of_task(&self, part: &Packed, threads: usize) -> usize {
+        let total: usize = self.parts.iter().map(Packed::bytes).sum();
+        let bytes = (total / (TASKS * threads)).min(TASK_BYTES);
+        (bytes / part.layout().block_bytes().max(1)).max(1)
+    }
+
+    fn tasks(&self, threads: usize) -> usize {
+        self.parts.iter().map(|p| p.blocks().div_ceil(self.blocks_of_task(p, threads))).sum()
+    }
+
+    /// Task number `index`.
+    fn task(&self, mut index: usize, threads: usize) -> Option<Task> {
+        let mut column = 0;
+        for (part, packed) in self.parts.iter().enumerate() {
+            let (blocks, step) = (packed.blocks(), self.blocks_of_task(packed, threads));
+            let tasks = blocks.div_ceil(step);
+            if index < tasks {
+                let blocks = index * step..blocks.min((index + 1) * step);
+                return Some(Task { part, column, blocks });
+            }
+            index -= tasks;
+            column += packed.rows();
+        }
+        None
+    }
+
+    /// Multiplies the blocks of `task`, and hands each 16 results of a token to `emit` with their token and column.
+    fn run(&self, ctx: &Context<'_>, task: &Task, emit: &mut dyn FnMut(usize, usize, &[f32])) {
+        let part = &self.parts[task.part];
+        let layout = part.layout();
+        let panel = ctx.precision.panel(layout.codes, ctx.kernels);
+        let Some(x) = &self.panels[panel as usize] else { return };
+        let token_bytes = layout.units * panel.unit_bytes();
+        let in_cache = (PANELS_IN_CACHE / token_bytes.max(1)).max(MAX_TOKENS) / MAX_TOKENS * MAX_TOKENS;
+        let mut out = [[0.0; LANES]; MAX_TOKENS];
+        for first in (0..self.t).step_by(in_cache) {
+            let last = self.t.min(first + in_cache);
+            for block in task.blocks.clone() {
+                let rows = LANES.min(part.rows() - block * LANES);
+                let column = task.column + block * LANES;
+                let mut start = first;
+                while start < last {
+                    let tokens = tile_tokens(panel, start, self.t);
+                    let x = &x.bytes()[start * token_bytes..];
+                    let out = &mut out[..tokens];
+                    (ctx.kernels.multiply)(Tile { block: part.block(block), layout, panel, x, out });
+                    for (i, row) in out.iter_mut().enumerate() {
+                        if let Some(bias) = self.bias {
+                            row.iter_mut().zip(&bias[column..][..rows]).for_each(|(y, b)| *y += b);
+                        }
+                        emit(start + i, column, &row[..rows]);
+                    }
+                    start += tokens;
+                }
+            }
+        }
+    }
+}
+
+/// Results that tasks write to different columns of at the same time.
+struct Shared {
+    data: *mut f32,
+    stride: usize,
+}
+
+// SAFETY: what is written through the pointer is disjoint: see `multiply`.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// Writes `values` to row `t` from column `column`.
+    ///
+    /// # Safety
+    /// They lie in the result, and nobody else reads or writes them.
+    unsafe fn write(&self, t: usize, column: usize, values: &[f32]) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let to = self.data.add(t * self.stride + column);
+            std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len());
+        }
+    }
+}
+
+fn multiply(ctx: &Context<'_>, product: &Product<'_>, out: RowsMut<'_>) {
+    let threads = ctx.threads.count();
+    let shared = Shared { data: out.data.as_mut_ptr(), stride: out.stride };
+    ctx.threads.run(product.tasks(threads), &|index| {
+        let Some(task) = product.task(index, threads) else { return };
+        product.run(ctx, &task, &mut |t, column, values| {
+            // SAFETY: `linear` has checked that `out` has `t` rows of the parts' columns, apart by the stride; tasks
+            // have different blocks, so different columns, and each task runs once.
+            unsafe { shared.write(t, column, values) }
+        });
+    });
+}
