@@ -1,0 +1,243 @@
+//! The configuration and the names that GGUF files of the reference converter stand for. What models compute from
+//! them is compared elsewhere.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+use rillm_models::{Error, gguf};
+use rillm_nn::{Adapted, Gguf, WeightSource};
+use serde_json::{Value, json};
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden")
+}
+
+fn open(name: &str) -> Gguf {
+    Gguf::open(&golden().join(name).join("model.gguf")).unwrap()
+}
+
+/// Equal, or numbers equal in single precision, which is what files keep.
+fn close(a: &Value, b: &Value) -> bool {
+    match (a.as_f64(), b.as_f64()) {
+        (Some(a), Some(b)) => (a - b).abs() <= 1e-7 * b.abs(),
+        _ => a == b,
+    }
+}
+
+/// That the configuration of `name` has these values, among others.
+fn expect(name: &str, want: Value) {
+    let config = gguf::config(&open(name)).unwrap();
+    for (key, want) in want.as_object().unwrap() {
+        let got = &config[key];
+        let equal = match (got.as_object(), want.as_object()) {
+            (Some(got), Some(want)) => want.iter().all(|(key, want)| close(&got[key], want)),
+            _ => close(got, want),
+        };
+        assert!(equal, "{name}: {key}: {got}, wanted {want}");
+    }
+}
+
+#[test]
+fn configurations() {
+    expect(
+        "gguf-llama-f32",
+        json!({
+            "model_type": "llama", "vocab_size": 96, "tie_word_embeddings": true, "attention_bias": false,
+            "mlp_bias": false, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+            "bos_token_id": 1, "eos_token_id": [2],
+        }),
+    );
+    expect("gguf-llama-biases", json!({"attention_bias": true, "tie_word_embeddings": false}));
+    expect("gguf-llama-rope-linear", json!({"rope_parameters": {"rope_type": "linear", "factor": 4.0}}));
+    expect(
+        "gguf-llama-rope-yarn",
+        json!({"head_dim": 16, "max_position_embeddings": 1024, "rope_parameters": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "rope_theta": 5000.0,
+        }}),
+    );
+    expect("gguf-mistral", json!({"model_type": "llama", "head_dim": 16}));
+    expect("gguf-qwen2", json!({"model_type": "qwen2", "rope_parameters": {"rope_theta": 1e6}}));
+    expect("gguf-qwen3", json!({"model_type": "qwen3", "head_dim": 16, "attention_bias": false}));
+    expect("gguf-gpt2", json!({"model_type": "gpt2", "n_positions": 48, "activation_function": "gelu_new"}));
+    expect("gguf-phi3", json!({"model_type": "phi3", "rope_parameters": {"rope_type": "default"}}));
+    expect("gguf-gemma", json!({"model_type": "gemma", "hidden_act": "gelu_pytorch_tanh"}));
+}
+
+#[test]
+fn configurations_of_gemma() {
+    let types = |period: usize, layers: usize| -> Vec<&str> {
+        let full = |i: usize| i.is_multiple_of(period);
+        (1..=layers).map(|i| if full(i) { "full_attention" } else { "sliding_attention" }).collect()
+    };
+    let gemma2 = gguf::config(&open("gguf-gemma2")).unwrap();
+    let layers = gemma2["num_hidden_layers"].as_u64().unwrap() as usize;
+    assert_eq!(gemma2["layer_types"], json!(types(2, layers)));
+    expect(
+        "gguf-gemma2",
+        json!({"query_pre_attn_scalar": 16, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
+    );
+    expect(
+        "gguf-gemma3",
+        json!({
+            "model_type": "gemma3_text", "num_hidden_layers": 7, "query_pre_attn_scalar": 16,
+            "layer_types": types(6, 7), "attn_logit_softcapping": null,
+        }),
+    );
+    let gemma3 = gguf::config(&open("gguf-gemma3")).unwrap();
+    assert_eq!(gemma3["rope_parameters"]["full_attention"]["rope_theta"], json!(1e6));
+    assert_eq!(gemma3["rope_parameters"]["sliding_attention"]["rope_theta"], json!(1e4));
+}
+
+#[test]
+fn divisors_of_frequencies() {
+    let llama3 = gguf::config(&open("gguf-llama-rope-llama3")).unwrap();
+    assert_eq!(llama3["rope_parameters"]["rope_type"], "gguf_factors");
+    let factors = llama3["rope_parameters"]["factors"].as_array().unwrap();
+    assert_eq!(factors.len(), llama3["head_dim"].as_u64().unwrap() as usize / 2);
+    assert_eq!((&factors[0], factors.last().unwrap()), (&json!(1.0), &json!(8.0)));
+
+    let phi3 = gguf::config(&open("gguf-phi3-longrope")).unwrap();
+    let rope = &phi3["rope_parameters"];
+    assert_eq!(
+        (&rope["rope_type"], &rope["original_max_position_embeddings"]),
+        (&json!("longrope"), &json!(32))
+    );
+    assert_eq!(rope["short_factor"].as_array().unwrap().len(), rope["long_factor"].as_array().unwrap().len());
+    // sqrt(1 + ln(128 / 32) / ln(32))
+    assert!((rope["attention_factor"].as_f64().unwrap() - 1.183_215_9).abs() < 1e-6);
+}
+
+/// The parameters around the layers of an architecture, and the modules of a layer.
+fn names(model_type: &str) -> (&'static [&'static str], &'static [&'static str]) {
+    const TOP: &[&str] = &["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"];
+    const TOP_GPT2: &[&str] =
+        &["model.wte.weight", "model.wpe.weight", "model.ln_f.weight", "model.ln_f.bias", "lm_head.weight"];
+    const LAYER: &[&str] = &[
+        "input_layernorm",
+        "post_attention_layernorm",
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "self_attn.q_norm",
+        "self_attn.k_norm",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ];
+    const PHI3: &[&str] = &[
+        "input_layernorm",
+        "post_attention_layernorm",
+        "self_attn.qkv_proj",
+        "self_attn.o_proj",
+        "mlp.gate_up_proj",
+        "mlp.down_proj",
+    ];
+    match model_type {
+        "gpt2" => (TOP_GPT2, &["ln_1", "ln_2", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]),
+        "phi3" => (TOP, PHI3),
+        "gemma2" | "gemma3_text" => (TOP, LAYER),
+        _ => (TOP, LAYER.split_last_chunk::<2>().unwrap().0),
+    }
+}
+
+#[test]
+fn every_stored_tensor_has_a_name() {
+    let mut files = 0;
+    for folder in std::fs::read_dir(golden()).unwrap() {
+        let file = folder.unwrap().path().join("model.gguf");
+        if !file.is_file() {
+            continue;
+        }
+        let g = Gguf::open(&file).unwrap();
+        let config = gguf::config(&g).unwrap();
+        let layout = gguf::layout(&g).unwrap();
+        let stored = g.names().len();
+        let source = Adapted::new(g, layout);
+        let (top, modules) = names(config["model_type"].as_str().unwrap());
+        let layers = config["num_hidden_layers"].as_u64().or(config["n_layer"].as_u64()).unwrap();
+        let layer = if config["model_type"] == "gpt2" { "model.h" } else { "model.layers" };
+        let in_layers = (0..layers).flat_map(|i| {
+            let of = move |m: &&str| [format!("{layer}.{i}.{m}.weight"), format!("{layer}.{i}.{m}.bias")];
+            modules.iter().flat_map(of)
+        });
+        let asked = top.iter().map(|n| n.to_string()).chain(in_layers);
+        let found = asked.filter(|name| source.get(name).unwrap().is_some()).count();
+        let left = source.names();
+        assert!(left.iter().all(|n| n.starts_with("rope_")), "{}: {left:?}", file.display());
+        assert_eq!(stored - left.len(), found, "{}", file.display());
+        files += 1;
+    }
+    assert!(files > 20, "{files}");
+}
+
+#[test]
+fn norms_of_gemma_are_stored_with_one_added() {
+    let g = open("gguf-gemma");
+    let stored = g.get("output_norm.weight").unwrap().unwrap().decode().unwrap();
+    let source = Adapted::new(&g, gguf::layout(&g).unwrap());
+    let norm = source.get("model.norm.weight").unwrap().unwrap().decode().unwrap();
+    assert!(stored.iter().zip(&norm).all(|(s, n)| *n == s - 1.0));
+}
+
+/// A file of metadata alone.
+struct Draft(u64, Vec<u8>);
+
+impl Draft {
+    fn new(architecture: &str) -> Self {
+        Self(0, Vec::new()).value("general.architecture", 8, &text(architecture))
+    }
+    fn value(mut self, key: &str, kind: u32, bytes: &[u8]) -> Self {
+        self.0 += 1;
+        self.1.extend([&text(key), &kind.to_le_bytes()[..], bytes].concat());
+        self
+    }
+    fn count(self, key: &str, n: u32) -> Self {
+        self.value(key, 4, &n.to_le_bytes())
+    }
+    fn error(self) -> Error {
+        let head = [b"GGUF\x03\0\0\0".to_vec(), vec![0; 8], self.0.to_le_bytes().to_vec(), self.1];
+        let mut file = head.concat();
+        file.resize(file.len().next_multiple_of(32), 0);
+        gguf::config(&Gguf::from_bytes(file).unwrap()).unwrap_err()
+    }
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+#[test]
+fn metadata_that_stand_for_no_configuration() {
+    let e = Draft::new("mamba").error().to_string();
+    assert!(
+        e.starts_with("GGUF: general.architecture: wanted llama, qwen2, ") && e.ends_with("got mamba"),
+        "{e}"
+    );
+    let e = Draft::new("llama").error().to_string();
+    assert_eq!(e, "<memory>: no metadata key llama.embedding_length");
+    let e = Draft::new("llama").count("llama.expert_count", 8).error().to_string();
+    assert_eq!(e, "GGUF: llama.expert_count: wanted 0: no experts, got 8");
+
+    let draft = || {
+        let counts = ["embedding_length", "feed_forward_length", "block_count", "context_length"];
+        counts.iter().fold(Draft::new("llama"), |d, key| d.count(&format!("llama.{key}"), 64))
+    };
+    let e = draft().count("llama.attention.head_count", 0).error().to_string();
+    assert!(e.ends_with("head_count: wanted at least 1, got 0"), "{e}");
+    let heads = || draft().count("llama.attention.head_count", 4);
+    let e = heads().count("llama.attention.value_length", 8).error().to_string();
+    assert!(e.ends_with("value_length: wanted 16, the length of keys, got 8"), "{e}");
+    let eps = "llama.attention.layer_norm_rms_epsilon";
+    let e = heads().value(eps, 6, &f32::NAN.to_le_bytes()).error().to_string();
+    assert!(e.ends_with("epsilon: wanted a finite number, got NaN"), "{e}");
+    let rms = || heads().value(eps, 6, &1e-5f32.to_le_bytes());
+    let e = rms().value("llama.rope.scaling.type", 8, &text("warp")).error().to_string();
+    assert!(e.ends_with("got warp"), "{e}");
+    let e = rms().error();
+    assert!(
+        matches!(&e, Error::Weights(rillm_nn::Error::MissingWeight { name }) if name == "token_embd.weight")
+    );
+}
