@@ -48,7 +48,7 @@ pub(crate) struct Scratch(Mutex<Vec<Buffer>>);
 
 impl Scratch {
     /// A buffer of at least `len` bytes, with anything in it.
-    fn take(&self, len: usize) -> Result<Buffer> {
+    pub(crate) fn take(&self, len: usize) -> Result<Buffer> {
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match free.iter().position(|b| b.bytes().len() >= len) {
             Some(i) => Ok(free.swap_remove(i)),
@@ -60,7 +60,7 @@ impl Scratch {
         }
     }
 
-    fn give(&self, buffer: Buffer) {
+    pub(crate) fn give(&self, buffer: Buffer) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
     }
 }
@@ -298,3 +298,6 @@ fn multiply(ctx: &Context<'_>, product: &Product<'_>, out: RowsMut<'_>) {
         });
     });
 }
+
+#[cfg(test)]
+mod tests;

@@ -416,3 +416,6 @@ fn put_scales(layout: &Layout, lane: usize, [scales, biases]: [&[f32]; 2], bytes
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

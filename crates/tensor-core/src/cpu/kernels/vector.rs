@@ -217,3 +217,6 @@ pub(crate) trait Vector: Copy + 'static {
 
     unsafe fn sub_i(a: Self::I, b: Self::I) -> Self::I;
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,210 @@
+//! `linear` against sums in f64, for every format, table, batch and number of threads. Not the packing.
+#![allow(clippy::unwrap_used)]
+
+use rillm_quant::{FloatType, Format};
+
+use super::{Context, Precision, Rows, RowsMut, Scratch, linear};
+use crate::cpu::kernels::{Kernels, available, best};
+use crate::cpu::packed::Packed;
+use crate::cpu::packed::tests::{Noise, formats, random};
+use crate::cpu::threads::Threads;
+
+struct Case {
+    parts: Vec<Packed>,
+    /// Decoded rows of all parts.
+    weights: Vec<Vec<f32>>,
+    bias: Vec<f32>,
+    x: Vec<f32>,
+    cols: usize,
+}
+
+const T: usize = 33;
+
+impl Case {
+    fn new(formats: &[Format], rows: usize, cols: usize) -> Self {
+        let threads = Threads::new(1).unwrap();
+        let (mut parts, mut weights) = (vec![], vec![]);
+        for (i, format) in formats.iter().enumerate() {
+            let raw = random(*format, rows + i, cols, 5 + i as u64);
+            weights.extend(raw.decode().unwrap().chunks(cols).map(<[f32]>::to_vec));
+            parts.push(Packed::new(&raw, &threads).unwrap());
+        }
+        let mut noise = Noise(9);
+        let bias = weights.iter().map(|_| noise.float()).collect();
+        let x = (0..T * cols).map(|i| noise.float() * if i % 97 == 0 { 8.0 } else { 1.0 }).collect();
+        Self { parts, weights, bias, x, cols }
+    }
+
+    /// Rows `first .. first + t` of the result.
+    fn run(
+        &self,
+        kernels: &'static Kernels,
+        precision: Precision,
+        threads: usize,
+        rows: [usize; 2],
+    ) -> Vec<f32> {
+        let [first, t] = rows;
+        let (threads, scratch) = (Threads::new(threads).unwrap(), Scratch::default());
+        let ctx = Context { kernels, threads: &threads, precision, scratch: &scratch };
+        let x = Rows { data: &self.x[first * self.cols..], rows: t, cols: self.cols, stride: self.cols };
+        let (width, stride) = (self.weights.len(), self.weights.len() + 3);
+        let mut data = vec![f32::NAN; t * stride];
+        let out = RowsMut { data: &mut data, rows: t, cols: width, stride };
+        linear(&ctx, x, &self.parts, Some(&self.bias), out).unwrap();
+        data.chunks(stride).flat_map(|row| row[..width].to_vec()).collect()
+    }
+
+    /// The result in f64 and, for each value, the sum of its terms' magnitudes.
+    fn reference(&self) -> Vec<(f64, f64)> {
+        let mut out = vec![];
+        for x in self.x.chunks(self.cols) {
+            for (w, b) in self.weights.iter().zip(&self.bias) {
+                let terms = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                let (sum, size) = terms.fold((0.0, 0.0), |(s, a), term| (s + term, a + term.abs()));
+                out.push((sum + f64::from(*b), size + f64::from(b.abs())));
+            }
+        }
+        out
+    }
+}
+
+fn cols_of(format: Format) -> Vec<usize> {
+    match format.group() {
+        1 => vec![1, 16, 33, 160],
+        256 => vec![256, 768],
+        group => vec![group, group * 5],
+    }
+}
+
+#[test]
+fn exact_is_the_sum_of_the_products() {
+    for kernels in available() {
+        for format in formats() {
+            for cols in cols_of(format) {
+                let case = Case::new(&[format], 19, cols);
+                let got = case.run(kernels, Precision::Exact, 2, [0, T]);
+                for (y, (sum, size)) in got.iter().zip(case.reference()) {
+                    // Four chains of cols / 4 roundings, of which few are against us.
+                    let bound = size * f64::from(f32::EPSILON) * (2.0 + cols as f64 / 16.0);
+                    assert!(
+                        (f64::from(*y) - sum).abs() <= bound,
+                        "{} {format} {cols}: {y}, {sum}",
+                        kernels.name
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn exact_is_the_same_for_any_batch_and_threads_and_table() {
+    for format in formats() {
+        let cols = *cols_of(format).last().unwrap();
+        let case = Case::new(&[format, format], 37, cols);
+        let want = case.run(best(), Precision::Exact, 1, [0, T]);
+        let width = case.weights.len();
+        for kernels in available() {
+            for threads in 1..=3 {
+                assert_eq!(case.run(kernels, Precision::Exact, threads, [0, T]), want, "{format}");
+            }
+            for t in [1, 2, 3, 5, 8, 17] {
+                let got = case.run(kernels, Precision::Exact, 1, [3, t]);
+                assert_eq!(got, want[3 * width..][..t * width], "{} {format}, {t} tokens", kernels.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn fast_is_within_the_rounding_of_activations() {
+    for kernels in available() {
+        for format in formats() {
+            for cols in cols_of(format) {
+                let case = Case::new(&[format], 19, cols);
+                let reference = case.reference();
+                let got = case.run(kernels, Precision::Fast, 2, [0, T]);
+                for (i, (y, (sum, size))) in got.iter().zip(&reference).enumerate() {
+                    // Half a step of each activation, times its weight; bf16 has steps of 2^-8.
+                    let (x, w) = (&case.x[i / 19 * cols..][..cols], &case.weights[i % 19]);
+                    let steps = x.chunks(32).zip(w.chunks(32)).map(|(x, w)| {
+                        let amax = x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+                        f64::from(amax) / 254.0 * w.iter().map(|w| f64::from(w.abs())).sum::<f64>()
+                    });
+                    let bound = match format {
+                        Format::Float(FloatType::BF16) | Format::MxFp8 => size / 256.0,
+                        Format::Float(_) => 0.0,
+                        _ => steps.sum::<f64>(),
+                    };
+                    let bound = bound + 1e-5 * (size + 1.0);
+                    assert!(
+                        (f64::from(*y) - sum).abs() <= bound,
+                        "{} {format} {cols}: {y}, {sum}",
+                        kernels.name
+                    );
+                }
+                for t in [1, 2, 3, 5, 8, 17] {
+                    let one = case.run(kernels, Precision::Fast, 3, [1, t]);
+                    assert_eq!(one, got[19..][..t * 19], "{} {format}, {t} tokens", kernels.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn parts_of_different_formats_stand_side_by_side() {
+    let affine = Format::Affine { bits: 4, group: 64, meta: FloatType::BF16 };
+    let mixed = [affine, Format::Float(FloatType::BF16), Format::Q6K, Format::Float(FloatType::F16)];
+    let case = Case::new(&mixed, 30, 256);
+    for (y, (sum, size)) in case.run(best(), Precision::Fast, 2, [0, T]).iter().zip(case.reference()) {
+        assert!((f64::from(*y) - sum).abs() <= size / 64.0, "{y}, {sum}");
+    }
+}
+
+#[test]
+fn a_large_product_is_cut_without_a_seam() {
+    let format = Format::Affine { bits: 4, group: 64, meta: FloatType::F16 };
+    let case = Case::new(&[format], 520, 8192);
+    let got = case.run(best(), Precision::Fast, 2, [0, T]);
+    for (i, t) in [0, 15, 32].iter().enumerate() {
+        let one = case.run(best(), Precision::Fast, 1 + i, [*t, 1]);
+        assert_eq!(one, got[t * 520..][..520]);
+    }
+}
+
+#[test]
+fn nan_and_infinity_are_not_lost() {
+    let format = Format::Affine { bits: 4, group: 32, meta: FloatType::F16 };
+    for kernels in available() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut case = Case::new(&[format], 3, 64);
+            case.x[40] = bad;
+            let got = case.run(kernels, Precision::Fast, 1, [0, 1]);
+            assert!(got.iter().all(|y| !y.is_finite()), "{} {bad}: {got:?}", kernels.name);
+        }
+        let mut case = Case::new(&[format], 3, 64);
+        case.x.fill(1e-44);
+        case.bias.fill(0.0);
+        let got = case.run(kernels, Precision::Fast, 1, [0, 1]);
+        assert!(got.iter().all(|y| y.abs() < 1e-41), "{}: {got:?}", kernels.name);
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_errors() {
+    let case = Case::new(&[Format::Float(FloatType::F32)], 5, 32);
+    let (threads, scratch) = (Threads::new(1).unwrap(), Scratch::default());
+    let ctx = Context { kernels: best(), threads: &threads, precision: Precision::Fast, scratch: &scratch };
+    let x = Rows { data: &case.x, rows: 2, cols: 32, stride: 32 };
+    let mut data = [0.0; 10];
+    let mut try_with = |x: Rows<'_>, bias: Option<&[f32]>, cols: usize| {
+        let out = RowsMut { data: &mut data, rows: 2, cols, stride: cols };
+        linear(&ctx, x, &case.parts, bias, out).is_ok()
+    };
+    assert!(try_with(x, None, 5));
+    assert!(!try_with(x, None, 4));
+    assert!(!try_with(x, Some(&[0.0; 4]), 5));
+    assert!(!try_with(Rows { cols: 31, ..x }, None, 5));
+    assert!(!try_with(Rows { data: &case.x[..63], ..x }, None, 5));
+}
