@@ -57,8 +57,10 @@ pub(super) struct Parts {
     pub cols: Option<usize>,
 }
 
+/// Common ones first.
 const AFFINE_GROUPS: [usize; 3] = [64, 32, 128];
-const AFFINE_BITS: [u32; 6] = [4, 8, 6, 5, 3, 2];
+/// Common ones, and rare ones.
+const AFFINE_BITS: [&[u32]; 2] = [&[4, 8, 6, 5], &[3, 2]];
 
 impl Quantization {
     /// Reads `quantization` of a config.json, or `quantization_config` where that is MLX's copy of it. A config
@@ -149,10 +151,13 @@ fn candidates(byte_scales: bool) -> Vec<Setting> {
             })
             .to_vec();
     }
-    AFFINE_GROUPS
-        .iter()
-        .flat_map(|&group| AFFINE_BITS.map(|bits| Setting { mode: Mode::Affine, bits, group }))
-        .collect()
+    let mut all = Vec::new();
+    for bits in AFFINE_BITS {
+        for group in AFFINE_GROUPS {
+            all.extend(bits.iter().map(|&bits| Setting { mode: Mode::Affine, bits, group }));
+        }
+    }
+    all
 }
 
 fn object<'a>(name: &str, value: &'a Value) -> Result<&'a Map<String, Value>> {
@@ -239,6 +244,9 @@ mod tests {
         assert_eq!(q.infer(parts(Some(128))), Some(affine(4, 64)));
         assert_eq!(q.infer(parts(Some(256))), Some(affine(2, 128)));
         assert_eq!(q.infer(parts(None)), Some(affine(4, 64)));
+        let unknown = Quantization::default();
+        assert_eq!(unknown.infer(parts(None)), Some(affine(4, 64)));
+        assert_eq!(unknown.infer(Parts { words: 8, ..parts(None) }), Some(affine(4, 32)));
         let bytes = Parts { words: 4, groups: 2, scales: None, cols: None };
         assert_eq!(q.infer(bytes).map(|s| s.mode), Some(Mode::NvFp4));
         assert_eq!(q.infer(Parts { words: 16, ..bytes }).map(|s| s.mode), Some(Mode::MxFp8));
