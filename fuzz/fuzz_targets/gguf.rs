@@ -1,8 +1,8 @@
-//! GGUF files: header, metadata, the list of tensors, and the decoding of each.
+//! GGUF files: header, metadata, the list of tensors, the configuration they stand for, and the decoding of each.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use rillm_nn::{Gguf, WeightSource};
+use rillm_nn::{Adapted, Gguf, WeightSource};
 
 fuzz_target!(|data: &[u8]| {
     let Ok(file) = Gguf::from_bytes(data.to_vec()) else { return };
@@ -10,5 +10,16 @@ fuzz_target!(|data: &[u8]| {
         if let Ok(Some(tensor)) = file.get(&name) {
             let _ = tensor.decode();
         }
+    }
+    let _ = rillm_models::gguf::config(&file);
+    let Ok(layout) = rillm_models::gguf::layout(&file) else { return };
+    let source = Adapted::new(file, layout);
+    for name in [
+        "model.norm.weight",
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.0.self_attn.k_proj.bias",
+    ] {
+        let _ = source.get_shaped(name, &[8, 8]);
+        let _ = source.get(name);
     }
 });
