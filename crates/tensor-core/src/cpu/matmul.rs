@@ -3,15 +3,17 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use rillm_quant::FloatType;
+
 use super::buffer::Buffer;
 use super::kernels::Kernels;
 use super::kernels::matmul::{MAX_TOKENS, Tile};
 use super::kernels::panel::{Panel, Tokens};
 use super::kernels::vector::LANES;
 use super::packed::{Codes, Packed, UNIT};
+use super::rows::{Rows, RowsMut};
 use super::threads::Threads;
 use crate::{Error, Result};
-use rillm_quant::FloatType;
 
 /// Bytes of panels that are multiplied before the next ones: about half of a second-level cache.
 const PANELS_IN_CACHE: usize = 1 << 20;
@@ -68,35 +70,14 @@ impl Scratch {
 /// With what to compute.
 #[derive(Clone, Copy)]
 pub(crate) struct Context<'a> {
+    /// Of which instruction set.
     pub kernels: &'static Kernels,
+    /// On which threads.
     pub threads: &'a Threads,
+    /// How activations enter.
     pub precision: Precision,
+    /// Where panels are kept.
     pub scratch: &'a Scratch,
-}
-
-/// Rows of activations.
-#[derive(Clone, Copy)]
-pub(crate) struct Rows<'a> {
-    /// The first row, and those that follow it.
-    pub data: &'a [f32],
-    /// Rows.
-    pub rows: usize,
-    /// Columns.
-    pub cols: usize,
-    /// Values from one row to the next.
-    pub stride: usize,
-}
-
-/// Rows of results.
-pub(crate) struct RowsMut<'a> {
-    /// The first row, and those that follow it.
-    pub data: &'a mut [f32],
-    /// Rows.
-    pub rows: usize,
-    /// Columns.
-    pub cols: usize,
-    /// Values from one row to the next.
-    pub stride: usize,
 }
 
 /// Values that a matrix of `rows` rows spans.

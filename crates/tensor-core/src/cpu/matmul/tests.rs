@@ -3,10 +3,11 @@
 
 use rillm_quant::{FloatType, Format};
 
-use super::{Context, Precision, Rows, RowsMut, Scratch, linear};
+use super::{Context, Precision, Scratch, linear};
 use crate::cpu::kernels::{Kernels, available, best};
 use crate::cpu::packed::Packed;
 use crate::cpu::packed::tests::{Noise, formats, random};
+use crate::cpu::rows::{Rows, RowsMut};
 use crate::cpu::threads::Threads;
 
 struct Case {
