@@ -1,6 +1,7 @@
 //! One table of kernels for each instruction set, handed out only after the processor was asked.
 //! What kernels compute is in the other files, once for all tables.
 
+pub(crate) mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -28,6 +29,8 @@ pub(crate) struct Kernels {
     pub panel: fn(panel::Panel, panel::Tokens<'_>, &mut [u8]),
     /// Multiplies a block and a panel: see [`matmul::multiply`].
     pub multiply: fn(matmul::Tile<'_>),
+    /// Tiles of queries against blocks of keys.
+    pub attention: attention::Attention,
     /// Norms, activations, rope.
     pub elementwise: elementwise::Elementwise,
 }
@@ -39,7 +42,9 @@ const fn table<V: Vector>(name: &'static str) -> Kernels {
         bf16: V::BF16,
         panel: panel::build::<V>,
         multiply: matmul::multiply::<V>,
-        elementwise: elementwise::Elementwise::of::<V>() }
+        attention: attention::Attention::of::<V>(),
+        elementwise: elementwise::Elementwise::of::<V>(),
+    }
 }
 
 static SCALAR: Kernels = table::<scalar::Scalar>("scalar");

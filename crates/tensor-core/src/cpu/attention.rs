@@ -1,0 +1,364 @@
+//! `attention`: which cached keys each query sees, cut into tiles of queries and chunks of keys, over the threads.
+//! The arithmetic is in `kernels/attention.rs`.
+//!
+//! A row's result is a fold over chunks of [`CHUNK`] positions, each of which is a fold over blocks; both lie at
+//! multiples of their sizes, so the result does not depend on the rows beside it, on how the prompt was chunked,
+//! or on the threads.
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use super::buffer::Buffer;
+use super::kernels::attention::{BLOCK, CachedHead, Scoring, Seen, State, TILE_ROWS, Tile, padded};
+use super::kernels::vector::LANES;
+use super::matmul::Context;
+use super::rows::{Rows, RowsMut};
+use super::tensor::KvData;
+use crate::{AttnParams, Error, KvLayout, Result};
+
+/// Positions that are summed up by themselves before they join those before them: what one thread does of a long
+/// sequence at a time. Several blocks.
+const CHUNK: usize = 4 * BLOCK;
+/// Tasks for each thread below which long sequences are divided among threads.
+const TASKS: usize = 4;
+/// Floats that the sums of divided sequences may take.
+const PARTIALS: usize = 1 << 24;
+
+/// What the queries of one span meet.
+#[derive(Clone, Debug)]
+pub(crate) struct SpanView<'a> {
+    /// Rows of the queries.
+    pub rows: Range<usize>,
+    /// Keys, `[slots, kv_heads * head_dim]`.
+    pub k: KvData<'a>,
+    /// Values, of the same shape.
+    pub v: KvData<'a>,
+    /// Which slot holds which position.
+    pub layout: KvLayout,
+    /// A query sees positions `< sink` besides its window.
+    pub sink: usize,
+    /// The cache's window; the narrower of this and the layer's counts.
+    pub window: Option<usize>,
+}
+
+/// Attention of the rows of `q` that the spans name, `[t, heads * head_dim]`, into the same rows of `out`. The
+/// caller has checked that heads, widths, rows and slots fit.
+///
+/// # Errors
+/// [`Error::OutOfMemory`] for scratch memory.
+pub(crate) fn attention(
+    ctx: &Context<'_>,
+    q: Rows<'_>,
+    spans: &[SpanView<'_>],
+    p: &AttnParams,
+    out: RowsMut<'_>,
+) -> Result<()> {
+    assert!(q.cols == p.q_dim() && out.cols == q.cols && p.heads.is_multiple_of(p.kv_heads));
+    assert!(spans.iter().all(|s| s.rows.end <= q.rows.min(out.rows) && s.rows.len() <= s.layout.len));
+    let stride = out.stride;
+    let work = Work { ctx, q, spans, p, parts: None, out: Shared(out.data.as_mut_ptr()), out_stride: stride };
+    assert!(q.rows == 0 || (out.rows - 1) * stride + out.cols <= out.data.len());
+    let whole = work.tasks();
+    let divided = Work { parts: Some(Shared(std::ptr::null_mut())), ..work };
+    let floats = divided.partials();
+    let few = ctx.threads.count() > 1 && whole < TASKS * ctx.threads.count();
+    if !few || divided.tasks() == whole || floats > PARTIALS {
+        return work.run(whole);
+    }
+    let mut buffer = ctx.scratch.take(floats * size_of::<f32>())?;
+    let divided = Work { parts: Some(Shared(as_floats(&mut buffer).as_mut_ptr())), ..divided };
+    divided.run(divided.tasks())?;
+    let rows = spans.iter().map(|s| s.rows.len()).sum::<usize>();
+    ctx.threads.run(rows * p.heads, &|i| divided.merge(i / p.heads, i % p.heads));
+    ctx.scratch.give(buffer);
+    Ok(())
+}
+
+/// Memory that tasks write disjoint parts of.
+#[derive(Clone, Copy)]
+struct Shared(*mut f32);
+
+// SAFETY: each task makes slices only of the rows and heads that are its own, while `attention` holds the memory
+// exclusively.
+unsafe impl Sync for Shared {}
+// SAFETY: as above.
+unsafe impl Send for Shared {}
+
+/// One call of [`attention`]; a task is one key head of one tile of queries, and with `parts` one chunk of them.
+#[derive(Clone, Copy)]
+struct Work<'a> {
+    ctx: &'a Context<'a>,
+    q: Rows<'a>,
+    spans: &'a [SpanView<'a>],
+    p: &'a AttnParams,
+    /// Where the sums over chunks go until they are merged, if sequences are divided.
+    parts: Option<Shared>,
+    out: Shared,
+    out_stride: usize,
+}
+
+/// What a task does.
+struct Task<'a> {
+    span: &'a SpanView<'a>,
+    /// Its queries, counted in the span.
+    queries: Range<usize>,
+    kv_head: usize,
+    chunks: Range<usize>,
+    /// The partial sums of the span's first row begin here.
+    partials: usize,
+}
+
+impl<'a> Work<'a> {
+    fn group(&self) -> usize {
+        self.p.heads / self.p.kv_heads
+    }
+
+    /// Queries of a tile.
+    fn tile_queries(&self) -> usize {
+        (TILE_ROWS / self.group()).max(1)
+    }
+
+    /// Chunks of a span that are tasks of their own.
+    fn parts_of(&self, span: &SpanView<'_>) -> usize {
+        if self.parts.is_some() { span.layout.len.div_ceil(CHUNK) } else { 1 }
+    }
+
+    fn tasks_of(&self, span: &SpanView<'_>) -> usize {
+        span.rows.len().div_ceil(self.tile_queries()) * self.p.kv_heads * self.parts_of(span)
+    }
+
+    fn tasks(&self) -> usize {
+        self.spans.iter().map(|s| self.tasks_of(s)).sum()
+    }
+
+    /// Floats of a running softmax: the padded head, `m`, `l`.
+    fn state(&self) -> usize {
+        padded(self.p.head_dim) + LANES
+    }
+
+    /// Floats of the partial sums of a span.
+    fn partials_of(&self, span: &SpanView<'_>) -> usize {
+        span.rows.len() * self.p.heads * self.parts_of(span) * self.state()
+    }
+
+    fn partials(&self) -> usize {
+        self.spans.iter().map(|s| self.partials_of(s)).sum()
+    }
+
+    fn run(&self, tasks: usize) -> Result<()> {
+        let failed: Mutex<Option<Error>> = Mutex::new(None);
+        // The last tiles of a prompt see most: they go first.
+        self.ctx.threads.run(tasks, &|i| {
+            if let Some(task) = self.task(tasks - 1 - i)
+                && let Err(error) = self.attend(&task)
+            {
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        });
+        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+
+    fn task(&self, mut i: usize) -> Option<Task<'a>> {
+        let mut partials = 0;
+        for span in self.spans {
+            let tasks = self.tasks_of(span);
+            if i >= tasks {
+                i -= tasks;
+                partials += self.partials_of(span);
+                continue;
+            }
+            let parts = self.parts_of(span);
+            let first = i / parts / self.p.kv_heads * self.tile_queries();
+            let part = i % parts;
+            return Some(Task {
+                span,
+                queries: first..span.rows.len().min(first + self.tile_queries()),
+                kv_head: i / parts % self.p.kv_heads,
+                chunks: if self.parts.is_some() {
+                    part..part + 1
+                } else {
+                    0..span.layout.len.div_ceil(CHUNK)
+                },
+                partials,
+            });
+        }
+        None
+    }
+
+    /// Does a task.
+    fn attend(&self, task: &Task<'_>) -> Result<()> {
+        let (group, head_dim) = (self.group(), self.p.head_dim);
+        let (rows, width) = (task.queries.len() * group, padded(head_dim));
+        let floats = Tile::floats(rows, head_dim);
+        let mut buffer = self.ctx.scratch.take((floats + rows * self.state()) * size_of::<f32>())?;
+        let (memory, totals) = as_floats(&mut buffer).split_at_mut(floats);
+        let mut tile = Tile::new(memory, task.queries.len(), group, head_dim);
+        for row in 0..rows {
+            let q = self.q.row(task.span.rows.start + task.queries.start + row / group);
+            tile.set_query(row, &q[self.head(task, row) * head_dim..][..head_dim]);
+        }
+        let totals = &mut totals[..rows * self.state()];
+        totals.fill(0.0);
+        for chunk in task.chunks.clone() {
+            tile.clear();
+            self.chunk(task, &mut tile, chunk * CHUNK..(chunk + 1) * CHUNK);
+            for (row, total) in totals.chunks_exact_mut(self.state()).enumerate() {
+                self.merge_into(total, &tile.o[row * width..][..width], tile.m[row], tile.l[row]);
+            }
+        }
+        for (row, total) in totals.chunks_exact(self.state()).enumerate() {
+            let query = task.queries.start + row / group;
+            match self.parts {
+                None => self.finish(task.span.rows.start + query, self.head(task, row), total),
+                Some(parts) => {
+                    let parts_of_span = self.parts_of(task.span);
+                    let at =
+                        (query * self.p.heads + self.head(task, row)) * parts_of_span + task.chunks.start;
+                    // SAFETY: `attention` made room for a state for each row, head and chunk of each span; this
+                    // task alone has this head and chunk of these rows.
+                    let part = unsafe {
+                        let first = parts.0.add(task.partials + at * self.state());
+                        std::slice::from_raw_parts_mut(first, self.state())
+                    };
+                    part.copy_from_slice(total);
+                }
+            }
+        }
+        self.ctx.scratch.give(buffer);
+        Ok(())
+    }
+
+    /// The head of row `row` of a task's tile.
+    fn head(&self, task: &Task<'_>, row: usize) -> usize {
+        task.kv_head * self.group() + row % self.group()
+    }
+
+    /// Takes what the tile's queries see of `positions` into the tile.
+    fn chunk(&self, task: &Task<'_>, tile: &mut Tile<'_>, positions: Range<usize>) {
+        let Task { span, queries, .. } = task;
+        let scoring = Scoring { scale: self.p.scale, softcap: self.p.softcap };
+        let window = match (span.window, self.p.window) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let at = |query: usize| span.layout.len - span.rows.len() + query;
+        for region in regions(&span.layout, span.sink, window) {
+            let of = |query| {
+                let seen = region.seen_from(at(query));
+                seen.start.max(positions.start)..seen.end.min(positions.end)
+            };
+            let (lo, hi) = (of(queries.start).start, of(queries.end - 1).end);
+            let mut block = lo / BLOCK * BLOCK;
+            while block < hi {
+                let mut seen = [Seen { lo: 0, hi: 0 }; TILE_ROWS];
+                for (seen, query) in seen.iter_mut().zip(queries.clone()) {
+                    let of = of(query);
+                    let within = |x: usize| x.clamp(block, block + BLOCK) - block;
+                    *seen = Seen { lo: within(of.start), hi: within(of.end) };
+                }
+                self.load(task, tile, block, lo.max(block)..hi.min(block + BLOCK));
+                (self.ctx.kernels.attention.block)(tile, &seen[..queries.len()], scoring);
+                block += BLOCK;
+            }
+        }
+    }
+
+    /// Loads the keys and values at `positions` into the block that begins at `block`.
+    fn load(&self, task: &Task<'_>, tile: &mut Tile<'_>, block: usize, positions: Range<usize>) {
+        let (layout, width, stride) = (&task.span.layout, tile.width(), self.p.kv_dim());
+        let mut from = positions.start;
+        while from < positions.end {
+            let slot = layout.slot(from);
+            // Positions lie in consecutive slots up to the end of the kept ones, or of the ring.
+            let end =
+                if from < layout.keep { layout.keep } else { from + (layout.keep + layout.ring - slot) };
+            let end = end.min(positions.end);
+            let at = slot * stride + task.kv_head * self.p.head_dim;
+            let rows = (from - block) * width..(end - block) * width;
+            let head = |data| CachedHead { data, at, stride, head_dim: self.p.head_dim };
+            (self.ctx.kernels.attention.load)(head(task.span.k), &mut tile.k[rows.clone()]);
+            (self.ctx.kernels.attention.load)(head(task.span.v), &mut tile.v[rows]);
+            from = end;
+        }
+    }
+
+    /// Merges the partial sums of row `row` of all spans and head `head` into `out`.
+    fn merge(&self, mut row: usize, head: usize) {
+        let (Some(parts), mut partials) = (self.parts, 0) else { return };
+        for span in self.spans {
+            if row >= span.rows.len() {
+                row -= span.rows.len();
+                partials += self.partials_of(span);
+                continue;
+            }
+            let count = self.parts_of(span);
+            let at = partials + (row * self.p.heads + head) * count * self.state();
+            // SAFETY: the tasks that wrote these states have ended, and this task alone has this row and head.
+            let states = unsafe { std::slice::from_raw_parts_mut(parts.0.add(at), count * self.state()) };
+            let (total, rest) = states.split_at_mut(self.state());
+            for part in rest.chunks_exact(self.state()) {
+                let (o, last) = part.split_at(padded(self.p.head_dim));
+                self.merge_into(total, o, last[0], last[1]);
+            }
+            return self.finish(span.rows.start + row, head, total);
+        }
+    }
+
+    /// Merges a running softmax into `total`, a state.
+    fn merge_into(&self, total: &mut [f32], part: &[f32], m: f32, l: f32) {
+        if let Some((o, [total_m, total_l, ..])) = total.split_at_mut_checked(part.len()) {
+            (self.ctx.kernels.attention.merge)(State { o, m: total_m, l: total_l }, part, m, l);
+        }
+    }
+
+    /// Writes the result of a row and head.
+    fn finish(&self, row: usize, head: usize, total: &[f32]) {
+        let (o, last) = total.split_at(padded(self.p.head_dim));
+        let at = row * self.out_stride + head * self.p.head_dim;
+        // SAFETY: `attention` has checked that the rows fit; this task alone has this row and head.
+        let out = unsafe { std::slice::from_raw_parts_mut(self.out.0.add(at), self.p.head_dim) };
+        (self.ctx.kernels.attention.finish)(o, last[1], out);
+    }
+}
+
+/// Positions `from..to` of which a query sees one interval.
+struct Region {
+    from: usize,
+    to: usize,
+    window: Option<usize>,
+}
+
+impl Region {
+    /// What a query at position `p` sees; empty if `start >= end`.
+    fn seen_from(&self, p: usize) -> Range<usize> {
+        let first = self.window.map_or(0, |window| (p + 1).saturating_sub(window));
+        self.from.max(first)..self.to.min(p + 1)
+    }
+}
+
+/// The stored positions in order: those that are seen as sinks, in whole or in part, then those in the window.
+fn regions(layout: &KvLayout, sink: usize, window: Option<usize>) -> [Region; 3] {
+    let KvLayout { len, keep, .. } = *layout;
+    let oldest = layout.oldest();
+    let between = if sink < keep {
+        // Kept, but seen only through the window.
+        Region { from: sink, to: keep, window }
+    } else {
+        // Seen for ever, as long as they are stored.
+        Region { from: keep.max(oldest), to: sink, window: None }
+    };
+    [
+        Region { from: 0, to: sink.min(keep), window: None },
+        between,
+        Region { from: sink.max(keep).max(oldest), to: len, window },
+    ]
+}
+
+/// The buffer as floats.
+fn as_floats(buffer: &mut Buffer) -> &mut [f32] {
+    // SAFETY: all bits are floats. The buffer is at a page boundary, so nothing is cut off in front.
+    unsafe { buffer.bytes_mut().align_to_mut().1 }
+}
+
+#[cfg(test)]
+mod tests;
