@@ -59,4 +59,70 @@ pub enum Error {
         /// What is wrong, or the template's own words.
         message: String,
     },
+
+    /// A logit is NaN or plus infinity: the model or its weights are broken.
+    #[error("the logit of token {index} is not a number")]
+    NanLogits {
+        /// The token.
+        index: usize,
+    },
+    /// No token is left to pick.
+    #[error("no token of a vocabulary of {vocab} can be picked")]
+    NoCandidates {
+        /// Tokens of the vocabulary.
+        vocab: usize,
+    },
+    /// A token id outside the vocabulary.
+    #[error("token {token} is outside the vocabulary of {vocab}")]
+    TokenOutOfRange {
+        /// The token.
+        token: u32,
+        /// Tokens of the vocabulary.
+        vocab: usize,
+    },
+    /// An option outside its range.
+    #[error("{name}: wanted {want}, got {got}")]
+    Option {
+        /// The option.
+        name: &'static str,
+        /// Its range.
+        want: &'static str,
+        /// The value.
+        got: String,
+    },
+
+    /// A prompt without tokens.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// A prompt longer than the context.
+    #[error("a prompt of {tokens} tokens does not fit a context of {context}")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens of the context.
+        context: usize,
+    },
+    /// A sequence would outgrow the context.
+    #[error("{tokens} tokens do not fit a context of {context}")]
+    ContextFull {
+        /// Tokens the sequence would have.
+        tokens: usize,
+        /// Tokens of the context.
+        context: usize,
+    },
+    /// A number that [`Session::open`](crate::Session::open) did not give.
+    #[error("there is no sequence {number}")]
+    NoSuchSequence {
+        /// The number.
+        number: usize,
+    },
+    /// One step was given two pieces of work for a sequence.
+    #[error("sequence {number} occurs twice in one step")]
+    RepeatedSequence {
+        /// The sequence.
+        number: usize,
+    },
+    /// The model failed.
+    #[error(transparent)]
+    Model(#[from] rillm_nn::Error),
 }
