@@ -230,7 +230,7 @@ fn bits_do_not_depend_on_threads_neighbours_or_chunks() {
     for (heads, kv_heads, head_dim) in [(9, 3, 64), (4, 4, 32), (8, 1, 128), (2, 1, 80)] {
         for softcap in [None, Some(30.0)] {
             let p = AttnParams { softcap, ..params(heads, kv_heads, head_dim) };
-            let len = 600 + random.below(200);
+            let len = 520 + random.below(100);
             let mut whole = Sequence::random(&mut random, &p, len, len);
             whole.window = random.pick(&[None, Some(333)]);
             whole.sink = random.below(5);
@@ -240,7 +240,7 @@ fn bits_do_not_depend_on_threads_neighbours_or_chunks() {
                 while from < len {
                     // The end in single steps, what comes before in chunks.
                     let t =
-                        if from < len - 20 { random.pick(&[1, 7, 64, 150]).min(len - 20 - from) } else { 1 };
+                        if from < len - 8 { random.pick(&[1, 30, 64, 150]).min(len - 8 - from) } else { 1 };
                     let layout = KvLayout { len: from + t, keep: 0, ring: len };
                     let chunk = Sequence {
                         layout,

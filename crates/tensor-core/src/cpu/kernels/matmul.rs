@@ -273,26 +273,33 @@ impl<Q: Quants, const T: usize> Kernel for Int8<'_, Q, T> {
         for _ in 0..layout.units / group_units {
             let scales = scales::<V, Q>(w, layout);
             w = w.add(meta_bytes);
+            // What waits for the scale of the group.
+            let mut part = [V::splat(0.0); T];
             for _ in 0..group_units {
-                unit::<V, Q, T>(w, x, &scales, &mut acc);
+                unit::<V, Q, T>([w, x], &scales, &mut acc, &mut part);
                 w = w.add(Q::BYTES);
                 x = x.add(T * INT8_BYTES);
             }
+            if !Q::HALVES {
+                for t in 0..T {
+                    acc[t] = V::fma(scales.scale[0], part[t], acc[t]);
+                }
+            }
         }
-        for (out, acc) in self.0.out.iter_mut().zip(acc) {
-            V::store(out.as_mut_ptr(), acc);
+        for t in 0..T {
+            V::store(self.0.out[t].as_mut_ptr(), acc[t]);
         }
     }
 }
 
-/// Adds a unit at `w` times the unit of `T` tokens at `x`.
+/// Adds a unit at `w` times the unit of `T` tokens at `x`: to `acc`, but what awaits a group's scale to `part`.
 #[inline(always)]
 #[expect(unsafe_op_in_unsafe_fn, reason = "Int8's contract, handed on")]
 unsafe fn unit<V: Vector, Q: Quants, const T: usize>(
-    w: *const u8,
-    x: *const u8,
+    [w, x]: [*const u8; 2],
     scales: &Scales<V>,
     acc: &mut [V::F; T],
+    part: &mut [V::F; T],
 ) {
     let mut quads = [V::splat_i(0); QUADS];
     for (i, quad) in quads.iter_mut().enumerate() {
@@ -304,27 +311,35 @@ unsafe fn unit<V: Vector, Q: Quants, const T: usize>(
         }
     }
     let floats = x.add(T * UNIT).cast::<f32>();
-    for (t, acc) in acc.iter_mut().enumerate() {
-        let mut dots = [V::splat_i(0); 2];
-        for (i, quad) in quads.iter().enumerate() {
-            let q = V::splat_i(x.add(t * UNIT + i * 4).cast::<i32>().read_unaligned());
-            let dot = &mut dots[i / (QUADS / 2)];
-            *dot = if Q::SMALL { V::dot_u7(*dot, *quad, q) } else { V::dot_u8(*dot, *quad, q) };
-        }
+    for t in 0..T {
         let scale = V::splat(floats.add(t).read_unaligned());
+        let x = x.add(t * UNIT);
         if Q::HALVES {
             for half in 0..2 {
+                let dot = V::from_i32(dot::<V, Q>(&quads, x, half * QUADS / 2, QUADS / 2));
                 let sum = V::splat(floats.add((2 + half) * T + t).read_unaligned());
-                *acc = V::fma(V::mul(scales.scale[half], scale), V::from_i32(dots[half]), *acc);
-                *acc = V::fma(scales.bias[half], sum, *acc);
+                acc[t] = V::fma(V::mul(scales.scale[half], scale), dot, acc[t]);
+                acc[t] = V::fma(scales.bias[half], sum, acc[t]);
             }
         } else {
+            let dot = V::from_i32(dot::<V, Q>(&quads, x, 0, QUADS));
             let sum = V::splat(floats.add(T + t).read_unaligned());
-            let dot = V::from_i32(V::add_i(dots[0], dots[1]));
-            *acc = V::fma(V::mul(scales.scale[0], scale), dot, *acc);
-            *acc = V::fma(scales.bias[0], sum, *acc);
+            part[t] = V::fma(dot, scale, part[t]);
+            acc[t] = V::fma(scales.bias[0], sum, acc[t]);
         }
     }
+}
+
+/// `count` quads from `first` times those of one token at `x`.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Int8's contract, handed on")]
+unsafe fn dot<V: Vector, Q: Quants>(quads: &[V::I; QUADS], x: *const u8, first: usize, count: usize) -> V::I {
+    let mut dot = V::splat_i(0);
+    for i in first..first + count {
+        let q = V::splat_i(x.add(i * 4).cast::<i32>().read_unaligned());
+        dot = if Q::SMALL { V::dot_u7(dot, quads[i], q) } else { V::dot_u8(dot, quads[i], q) };
+    }
+    dot
 }
 
 /// Products of `f32` activations and the weights' exact values.

@@ -1,0 +1,35 @@
+//! Tokens out of a model: sessions, generators, samplers, stop rules, tokenizers and chat templates.
+//!
+//! Knows no architecture and no file format of weights: a model is whatever implements
+//! [`CausalLm`](rillm_nn::CausalLm), and applications hold it as a [`Session`].
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+mod batch;
+mod error;
+mod generator;
+mod local;
+mod logprobs;
+mod processor;
+mod request;
+mod rng;
+mod sampler;
+mod session;
+mod stop;
+mod text;
+
+pub use batch::{BatchGenerator, Event};
+pub use error::{Error, Result};
+pub use generator::{Generator, Progress, Timing};
+pub use local::LocalSession;
+pub use logprobs::{TokenLogprobs, argmax, log_softmax, logsumexp};
+pub use processor::{
+    FrequencyPenalty, LogitBias, LogitsProcessor, PresencePenalty, ProcessorOptions, RepetitionPenalty,
+    processors,
+};
+pub use request::{CancelHandle, Request, Token};
+pub use rng::Rng;
+pub use sampler::{Chain, Greedy, Sampler, SamplerOptions, SamplerOrder, sampler};
+pub use session::{Session, SharedSession, Want, Work};
+pub use stop::{EosTokenId, FinishReason, StopStrings, StopTokens};
+pub use text::*;

@@ -1,0 +1,233 @@
+//! [`Session`] over a model of any family on any backend, in this process and on the calling thread.
+
+use rillm_kvcache::{CacheKind, SequenceCache};
+use rillm_nn::CausalLm;
+use rillm_tensor_core::{Backend, Batch, Ids};
+
+use crate::{Error, Result, Session, Want, Work};
+
+/// Rows of one forward pass when a sequence has to be prefilled again.
+const CHUNK: usize = 512;
+
+/// A model and its sequences.
+#[derive(Debug)]
+pub struct LocalSession<B: Backend> {
+    backend: B,
+    model: Box<dyn CausalLm<B>>,
+    kinds: Vec<CacheKind>,
+    context: usize,
+    caches: Vec<SequenceCache<B>>,
+    sequences: Vec<Option<Sequence>>,
+    // Kept between steps so that decoding allocates nothing.
+    batch: Batch,
+    ids: Vec<u32>,
+    rows: Vec<usize>,
+    part: Vec<f32>,
+}
+
+/// What has been fed to a sequence.
+#[derive(Debug, Default)]
+struct Sequence {
+    tokens: Vec<u32>,
+    /// Which rope frequencies its caches were computed with; see [`CausalLm::rope_set`].
+    rope_set: usize,
+}
+
+impl<B: Backend> LocalSession<B> {
+    /// A session without sequences. `context` limits their length, besides what the model allows.
+    pub fn new(backend: B, model: Box<dyn CausalLm<B>>, context: Option<usize>) -> Self {
+        let limits = [context, model.context()];
+        Self {
+            backend,
+            kinds: model.caches(),
+            context: limits.into_iter().flatten().min().unwrap_or(u32::MAX as usize),
+            model,
+            caches: Vec::new(),
+            sequences: Vec::new(),
+            batch: Batch::default(),
+            ids: Vec::new(),
+            rows: Vec::new(),
+            part: Vec::new(),
+        }
+    }
+
+    fn sequence(&self, number: usize) -> Result<&Sequence> {
+        self.sequences.get(number).and_then(Option::as_ref).ok_or(Error::NoSuchSequence { number })
+    }
+
+    /// Checks everything that can be wrong with `work` before anything is computed.
+    fn check(&self, work: &[Work<'_>]) -> Result<()> {
+        let vocab = self.model.vocab();
+        for (i, w) in work.iter().enumerate() {
+            let len = self.sequence(w.sequence)?.tokens.len();
+            if w.tokens.is_empty() {
+                return Err(Error::EmptyPrompt);
+            }
+            if work[..i].iter().any(|other| other.sequence == w.sequence) {
+                return Err(Error::RepeatedSequence { number: w.sequence });
+            }
+            let tokens = len + w.tokens.len() + w.ahead;
+            if tokens > self.context {
+                return Err(Error::ContextFull { tokens, context: self.context });
+            }
+            if let Some(&token) = w.tokens.iter().find(|t| **t as usize >= vocab) {
+                return Err(rillm_nn::Error::from(rillm_tensor_core::Error::TokenOutOfRange { token, vocab }).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The rope set and the length it is chosen from, once `w` has run.
+    fn rope(&self, w: &Work<'_>, len: usize) -> (usize, usize) {
+        let total = len + w.tokens.len() + w.ahead;
+        (self.model.rope_set(total), total)
+    }
+
+    /// Recomputes the caches of sequences whose frequencies change with this work.
+    fn refresh(&mut self, work: &[Work<'_>]) -> Result<()> {
+        for w in work {
+            let sequence = self.sequence(w.sequence)?;
+            let (len, old) = (sequence.tokens.len(), sequence.rope_set);
+            let (set, total) = self.rope(w, len);
+            if set != old && len > 0 {
+                self.caches[w.sequence].truncate(0).map_err(rillm_nn::Error::from)?;
+                for at in (0..len).step_by(CHUNK) {
+                    let end = len.min(at + CHUNK);
+                    self.ids.clear();
+                    if let Some(Some(sequence)) = self.sequences.get(w.sequence) {
+                        self.ids.extend_from_slice(&sequence.tokens[at..end]);
+                    }
+                    self.batch.reset(total);
+                    self.batch.push(w.sequence, at, end - at);
+                    self.rows.clear();
+                    self.forward()?;
+                }
+            }
+            if let Some(Some(sequence)) = self.sequences.get_mut(w.sequence) {
+                sequence.rope_set = set;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs `self.ids` as `self.batch`; the logits of `self.rows` are then in `self.part`.
+    fn forward(&mut self) -> Result<()> {
+        let ids = Ids::Host(&self.ids);
+        let out = self.model.forward(&self.backend, ids, &self.batch, &mut self.caches, &self.rows)?;
+        self.part.clear();
+        if let Some(out) = out {
+            self.backend.read(&out, &mut self.part).map_err(rillm_nn::Error::from)?;
+        }
+        Ok(())
+    }
+
+    /// One forward pass over work whose rope sets agree.
+    fn run(&mut self, work: &[Work<'_>]) -> Result<()> {
+        self.ids.clear();
+        self.rows.clear();
+        let mut rope_len = 0;
+        for w in work {
+            rope_len = rope_len.max(self.rope(w, self.sequence(w.sequence)?.tokens.len()).1);
+        }
+        self.batch.reset(rope_len);
+        for w in work {
+            let (at, start) = (self.ids.len(), self.sequence(w.sequence)?.tokens.len());
+            self.ids.extend_from_slice(w.tokens);
+            self.batch.push(w.sequence, start, w.tokens.len());
+            match w.want {
+                Want::Nothing => {}
+                Want::Last => self.rows.push(self.ids.len() - 1),
+                Want::All => self.rows.extend(at..self.ids.len()),
+            }
+        }
+        self.forward()
+    }
+
+    fn try_step(&mut self, work: &[Work<'_>], logits: &mut Vec<f32>) -> Result<()> {
+        self.refresh(work)?;
+        let set = |s: &Self, w: &Work<'_>| s.sequences[w.sequence].as_ref().map_or(0, |q| q.rope_set);
+        let together = work.windows(2).all(|w| set(self, &w[0]) == set(self, &w[1]));
+        for part in work.chunks(if together { work.len().max(1) } else { 1 }) {
+            self.run(part)?;
+            logits.extend_from_slice(&self.part);
+        }
+        Ok(())
+    }
+}
+
+impl<B: Backend> Session for LocalSession<B> {
+    fn vocab(&self) -> usize {
+        self.model.vocab()
+    }
+
+    fn context(&self) -> usize {
+        self.context
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.model.weight_bytes(&self.backend)
+    }
+
+    fn cache_bytes(&self) -> usize {
+        self.caches.iter().map(|c| c.bytes(&self.backend)).sum()
+    }
+
+    fn open(&mut self) -> usize {
+        let (cache, sequence) = (SequenceCache::new(&self.kinds), Some(Sequence::default()));
+        match self.sequences.iter().position(Option::is_none) {
+            Some(i) => {
+                (self.caches[i], self.sequences[i]) = (cache, sequence);
+                i
+            }
+            None => {
+                self.caches.push(cache);
+                self.sequences.push(sequence);
+                self.caches.len() - 1
+            }
+        }
+    }
+
+    fn close(&mut self, sequence: usize) {
+        if let Some(slot) = self.sequences.get_mut(sequence) {
+            *slot = None;
+            self.caches[sequence] = SequenceCache::new(&self.kinds);
+        }
+    }
+
+    fn len(&self, sequence: usize) -> usize {
+        self.sequence(sequence).map_or(0, |s| s.tokens.len())
+    }
+
+    fn common_prefix(&self, sequence: usize, tokens: &[u32]) -> usize {
+        let own = self.sequence(sequence).map_or(&[][..], |s| &s.tokens);
+        own.iter().zip(tokens).take_while(|(a, b)| a == b).count()
+    }
+
+    fn truncate(&mut self, sequence: usize, len: usize) -> Result<()> {
+        if self.sequence(sequence)?.tokens.len() == len {
+            return Ok(());
+        }
+        self.caches[sequence].truncate(len).map_err(rillm_nn::Error::from)?;
+        if let Some(Some(s)) = self.sequences.get_mut(sequence) {
+            s.tokens.truncate(len);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, work: &[Work<'_>], logits: &mut Vec<f32>) -> Result<()> {
+        logits.clear();
+        self.check(work)?;
+        let done = self.try_step(work, logits);
+        for w in work {
+            let Some(Some(sequence)) = self.sequences.get_mut(w.sequence) else { continue };
+            if done.is_ok() {
+                sequence.tokens.extend_from_slice(w.tokens);
+            } else if self.caches[w.sequence].truncate(sequence.tokens.len()).is_err() {
+                // Too far to go back: forget the sequence's past rather than keep a wrong one.
+                sequence.tokens.clear();
+                self.caches[w.sequence] = SequenceCache::new(&self.kinds);
+            }
+        }
+        done
+    }
+}

@@ -1,0 +1,151 @@
+//! The object-safe boundary: a model and its sequences, with backend and architecture erased.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::Result;
+
+/// Which rows of a piece of work need logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// None: a chunk of a prompt that is not its last.
+    Nothing,
+    /// Those that follow the last token.
+    Last,
+    /// Those that follow every token: scoring, verification.
+    All,
+}
+
+/// Tokens for one sequence in one forward pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Work<'a> {
+    /// A number that [`Session::open`] gave.
+    pub sequence: usize,
+    /// Tokens that continue the sequence.
+    pub tokens: &'a [u32],
+    /// Tokens of the same prompt that later work will bring. Frequencies that depend on the length are chosen
+    /// from the whole prompt, so that chunks don't change the result.
+    pub ahead: usize,
+    /// Rows that need logits.
+    pub want: Want,
+}
+
+/// A model and any number of sequences. One virtual call a step, none an operation.
+///
+/// `&mut self`, because a forward pass changes the caches; [`SharedSession`] lets several threads take turns.
+pub trait Session: Send {
+    /// Tokens that logits are given for.
+    fn vocab(&self) -> usize;
+    /// The longest sequence, in tokens.
+    fn context(&self) -> usize;
+    /// Bytes of weights that the decoding of one token reads.
+    fn weight_bytes(&self) -> usize;
+    /// Bytes of the caches of all sequences.
+    fn cache_bytes(&self) -> usize;
+    /// Starts an empty sequence and returns its number.
+    fn open(&mut self) -> usize;
+    /// Ends a sequence and frees its caches; its number may be given again. Unknown numbers are ignored.
+    fn close(&mut self, sequence: usize);
+    /// Tokens of the sequence so far.
+    fn len(&self, sequence: usize) -> usize;
+    /// How many of `tokens`, from the first, are the sequence's own.
+    fn common_prefix(&self, sequence: usize, tokens: &[u32]) -> usize;
+    /// Forgets the tokens from `len` on.
+    ///
+    /// # Errors
+    /// The caches can't go back that far; nothing has changed then.
+    fn truncate(&mut self, sequence: usize, len: usize) -> Result<()>;
+    /// Runs all of `work` in one forward pass (more where frequencies depend on differing lengths) and writes the
+    /// logits wanted to `logits`, rows of [`vocab`](Self::vocab) values in the order of `work`.
+    ///
+    /// # Errors
+    /// A context that is full, a token outside the vocabulary, a failing backend. The sequences are as before.
+    fn step(&mut self, work: &[Work<'_>], logits: &mut Vec<f32>) -> Result<()>;
+}
+
+impl<S: Session + ?Sized> Session for &mut S {
+    fn vocab(&self) -> usize {
+        (**self).vocab()
+    }
+    fn context(&self) -> usize {
+        (**self).context()
+    }
+    fn weight_bytes(&self) -> usize {
+        (**self).weight_bytes()
+    }
+    fn cache_bytes(&self) -> usize {
+        (**self).cache_bytes()
+    }
+    fn open(&mut self) -> usize {
+        (**self).open()
+    }
+    fn close(&mut self, sequence: usize) {
+        (**self).close(sequence);
+    }
+    fn len(&self, sequence: usize) -> usize {
+        (**self).len(sequence)
+    }
+    fn common_prefix(&self, sequence: usize, tokens: &[u32]) -> usize {
+        (**self).common_prefix(sequence, tokens)
+    }
+    fn truncate(&mut self, sequence: usize, len: usize) -> Result<()> {
+        (**self).truncate(sequence, len)
+    }
+    fn step(&mut self, work: &[Work<'_>], logits: &mut Vec<f32>) -> Result<()> {
+        (**self).step(work, logits)
+    }
+}
+
+/// A session that several threads use in turn, a step at a time: clones share it.
+#[derive(Clone)]
+pub struct SharedSession(Arc<Mutex<Box<dyn Session>>>);
+
+impl SharedSession {
+    /// Shares `session`.
+    pub fn new(session: impl Session + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Box::new(session))))
+    }
+
+    /// A step leaves a session as it was when it fails, so a panic elsewhere has not broken it.
+    fn lock(&self) -> MutexGuard<'_, Box<dyn Session>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for SharedSession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SharedSession")
+    }
+}
+
+impl Session for SharedSession {
+    fn vocab(&self) -> usize {
+        self.lock().vocab()
+    }
+    fn context(&self) -> usize {
+        self.lock().context()
+    }
+    fn weight_bytes(&self) -> usize {
+        self.lock().weight_bytes()
+    }
+    fn cache_bytes(&self) -> usize {
+        self.lock().cache_bytes()
+    }
+    fn open(&mut self) -> usize {
+        self.lock().open()
+    }
+    fn close(&mut self, sequence: usize) {
+        self.lock().close(sequence);
+    }
+    fn len(&self, sequence: usize) -> usize {
+        self.lock().len(sequence)
+    }
+    fn common_prefix(&self, sequence: usize, tokens: &[u32]) -> usize {
+        self.lock().common_prefix(sequence, tokens)
+    }
+    fn truncate(&mut self, sequence: usize, len: usize) -> Result<()> {
+        self.lock().truncate(sequence, len)
+    }
+    fn step(&mut self, work: &[Work<'_>], logits: &mut Vec<f32>) -> Result<()> {
+        self.lock().step(work, logits)
+    }
+}

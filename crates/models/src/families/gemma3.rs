@@ -1,0 +1,41 @@
+//! Gemma 3 (text): Gemma 2 with head norms, five layers of six with a window, and two sets of rope frequencies.
+
+use std::sync::Arc;
+
+use rillm_nn::{RopeScaling, RopeSpec, RotaryEmbedding};
+
+use super::gemma::family;
+use super::gemma2::caps_and_scale;
+use crate::{Config, DecoderFamily, DecoderSpec, Result};
+
+pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["gemma3_text"], spec);
+
+fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
+    if c.flag("use_bidirectional_attention", false)? {
+        return Err(c.unsupported("use_bidirectional_attention", "false"));
+    }
+    let mut spec = family(c)?;
+    caps_and_scale(c, &mut spec, [None, None])?;
+    spec.context = Some(c.count_or("max_position_embeddings", 131_072)?);
+    let head_dim = spec.layers.first().map_or(0, |l| l.attn.params.head_dim);
+    let global = Arc::new(RotaryEmbedding::new(c.rope(head_dim, 1_000_000.0, Some("full_attention"))?));
+    let local = Arc::new(RotaryEmbedding::new(local_rope(c, head_dim)?));
+    let window = c.count_or("sliding_window", 4096)?;
+    let pattern = c.count_or("sliding_window_pattern", c.count_or("_sliding_window_pattern", 6)?)?;
+    let sliding = c.sliding_layers(spec.layers.len(), |i| (i + 1) % pattern != 0)?;
+    for (layer, sliding) in spec.layers.iter_mut().zip(sliding) {
+        layer.attn.params.window = sliding.then_some(window);
+        layer.attn.rope = Some(if sliding { local.clone() } else { global.clone() });
+        layer.attn.qk_norm = Some(layer.norm);
+    }
+    Ok(spec)
+}
+
+/// Layers with a window: the nested parameters, or `rope_local_base_freq` without scaling.
+fn local_rope(c: &Config<'_>, head_dim: usize) -> Result<RopeSpec> {
+    if c.object("rope_parameters")?.is_some_and(|p| p.get("sliding_attention").is_some()) {
+        return c.rope(head_dim, 10_000.0, Some("sliding_attention"));
+    }
+    let theta = c.positive_or("rope_local_base_freq", 10_000.0)?;
+    Ok(RopeSpec { theta, scaling: RopeScaling::None, ..c.rope(head_dim, theta, None)? })
+}

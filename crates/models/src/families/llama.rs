@@ -1,0 +1,100 @@
+//! Llama 1 to 3, SmolLM, TinyLlama; and the reading of what families that follow Llama have in common.
+
+use std::sync::Arc;
+
+use rillm_nn::{AttentionSpec, Bias, MlpKind, MlpSpec, NormKind, RotaryEmbedding};
+use rillm_tensor_core::{Activation, AttnParams};
+
+use crate::{Config, DecoderFamily, DecoderSpec, LayerSpec, Norms, Result};
+
+pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["llama"], spec);
+
+/// What a family's configuration stands for where it is silent.
+pub(super) struct Defaults {
+    pub eps: f64,
+    pub theta: f64,
+    pub tied: bool,
+    pub context: usize,
+    /// `None`: `hidden_size / num_attention_heads`.
+    pub head_dim: Option<usize>,
+}
+
+pub(super) const DEFAULTS: Defaults =
+    Defaults { eps: 1e-6, theta: 10_000.0, tied: false, context: 2048, head_dim: None };
+
+fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
+    let mut spec = follow(c, &DEFAULTS)?;
+    let (attn, mlp) = (bias(c, "attention_bias")?, bias(c, "mlp_bias")?);
+    for layer in &mut spec.layers {
+        (layer.attn.qkv_bias, layer.attn.o_bias, layer.mlp.bias) = (attn, attn, mlp);
+    }
+    Ok(spec)
+}
+
+/// Whether `key` asks for biases; it is false where absent.
+pub(super) fn bias(c: &Config<'_>, key: &str) -> Result<Bias> {
+    Ok(if c.flag(key, false)? { Bias::Added } else { Bias::None })
+}
+
+/// Llama's decoder with the dimensions of `c`: pre-norm, RMSNorm, gated feed-forward, no biases, rope everywhere.
+pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec> {
+    let dim = c.count("hidden_size")?;
+    let heads = c.count("num_attention_heads")?;
+    let head_dim = match (c.opt_count("head_dim")?, defaults.head_dim) {
+        (Some(n), _) | (None, Some(n)) => n,
+        (None, None) => (dim / heads).max(1),
+    };
+    let kv_heads = c.count_or("num_key_value_heads", heads)?;
+    if heads % kv_heads != 0 {
+        return Err(c.unsupported("num_key_value_heads", &format!("a divisor of {heads} heads")));
+    }
+    let norm = c.rms_norm(defaults.eps)?;
+    let layer = LayerSpec {
+        attn: AttentionSpec {
+            dim,
+            params: AttnParams {
+                heads,
+                kv_heads,
+                head_dim,
+                scale: (head_dim as f32).powf(-0.5),
+                window: None,
+                softcap: None,
+            },
+            qkv_bias: Bias::None,
+            o_bias: Bias::None,
+            qk_norm: None,
+            rope: Some(Arc::new(RotaryEmbedding::new(c.rope(head_dim, defaults.theta, None)?))),
+        },
+        mlp: MlpSpec {
+            kind: MlpKind::Gated,
+            dim,
+            hidden: c.count("intermediate_size")?,
+            act: c.activation("hidden_act", Activation::Silu)?,
+            bias: Bias::None,
+        },
+        norm,
+        norms: Norms::Pre,
+    };
+    Ok(DecoderSpec {
+        dim,
+        vocab: c.count("vocab_size")?,
+        context: Some(c.count_or("max_position_embeddings", defaults.context)?),
+        learned_positions: None,
+        embed_scale: None,
+        layers: vec![layer; c.count("num_hidden_layers")?.min(MAX_LAYERS)],
+        norm,
+        tied: c.flag("tie_word_embeddings", defaults.tied)?,
+        logit_softcap: None,
+    })
+}
+
+/// No model is deeper; a hostile count must not allocate without a file behind it.
+const MAX_LAYERS: usize = 4096;
+
+/// Gives every layer of `spec` the norm that `of` makes of its own.
+pub(super) fn map_norms(spec: &mut DecoderSpec, of: fn(NormKind) -> NormKind) {
+    spec.norm = of(spec.norm);
+    for layer in &mut spec.layers {
+        layer.norm = of(layer.norm);
+    }
+}

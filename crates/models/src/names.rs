@@ -1,0 +1,32 @@
+//! Where families' checkpoints keep the parameters that the decoder asks for under Llama's names.
+
+use rillm_nn::{Origin, WeightSource};
+
+use crate::DecoderSpec;
+
+/// From the decoder's names to where they are stored.
+pub type Layout = Box<dyn Fn(&str) -> Origin + Send + Sync>;
+
+/// Stored under the decoder's own names: Llama and all that follow it.
+pub(crate) fn plain(_: &DecoderSpec, _: &dyn WeightSource) -> Layout {
+    Box::new(|name| Origin::Tensor(name.to_owned()))
+}
+
+/// `model.layers.{i}.{rest}` as `(i, rest)`.
+pub(crate) fn layer_of(name: &str) -> Option<(usize, &str)> {
+    let (i, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    Some((i.parse().ok()?, rest))
+}
+
+/// The rows of part `part` of matrices of `widths` rows stacked in order.
+pub(crate) fn stacked(widths: &[usize], part: usize) -> (std::ops::Range<usize>, usize) {
+    let start: usize = widths[..part].iter().sum();
+    (start..start + widths[part], widths.iter().sum())
+}
+
+/// Parameters that files may hold and no decoder needs.
+pub(crate) fn ignored(spec: &DecoderSpec, name: &str) -> bool {
+    name.ends_with("rotary_emb.inv_freq")
+        || (spec.tied && matches!(name, "lm_head.weight" | "lm_head.scales" | "lm_head.biases"))
+        || name.starts_with("rope_f") && name.ends_with(".weight")
+}

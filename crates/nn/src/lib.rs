@@ -1,0 +1,26 @@
+//! Layers of language models, and the checkpoints they load from.
+//!
+//! Not models: which layers make a Llama is `rillm-models`' business. A layer names its parameters, checks their
+//! shapes, and computes with a [`Backend`](rillm_tensor_core::Backend).
+#![deny(unsafe_code)]
+#![deny(missing_docs)]
+
+mod attention;
+mod causal_lm;
+mod embedding;
+mod error;
+mod linear;
+mod mlp;
+mod norm;
+mod rope;
+pub mod weights;
+
+pub use attention::{Attention, AttentionSpec};
+pub use causal_lm::CausalLm;
+pub use embedding::Embedding;
+pub use error::{Error, Result};
+pub use linear::{Bias, Linear};
+pub use mlp::{Mlp, MlpKind, MlpSpec};
+pub use norm::{Norm, NormKind};
+pub use rope::{RopeScaling, RopeSpec, RotaryEmbedding};
+pub use weights::{Adapted, Gguf, Origin, Quantization, Safetensors, WeightSource, Weights};

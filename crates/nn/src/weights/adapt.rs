@@ -1,0 +1,180 @@
+//! A checkpoint under other names: where a layer's parameter lies in files that name, fuse or order it differently.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use rillm_quant::RawTensor;
+
+use crate::{Error, Result, WeightSource};
+
+/// Where a parameter is, in terms of the stored names.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Origin {
+    /// Stored as it is, under this name.
+    Tensor(String),
+    /// Rows of a stored matrix that fuses several (phi3's `qkv_proj`).
+    Rows {
+        /// Stored name.
+        name: String,
+        /// Rows of the stored matrix.
+        rows: Range<usize>,
+        /// Rows that the stored matrix has in all.
+        of: usize,
+    },
+    /// Columns of a stored matrix `[in, out]`, transposed (gpt2's Conv1D). Float formats only.
+    Transposed {
+        /// Stored name.
+        name: String,
+        /// Columns of the stored matrix, rows of the parameter.
+        rows: Range<usize>,
+        /// Columns that the stored matrix has in all.
+        of: usize,
+    },
+    /// Rows stored in the order of interleaved rope, put back into halves: in each of `heads` heads the stored
+    /// row `2 i + j` is row `j * head_dim / 2 + i` (GGUF's `llama`).
+    Unpermuted {
+        /// Stored name.
+        name: String,
+        /// Heads that the rows divide into.
+        heads: usize,
+    },
+    /// Stored with `-by` added: gemma's norms in GGUF.
+    Shifted {
+        /// Stored name.
+        name: String,
+        /// Added to every value.
+        by: f32,
+    },
+}
+
+impl Origin {
+    /// The stored name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Tensor(name)
+            | Self::Rows { name, .. }
+            | Self::Transposed { name, .. }
+            | Self::Unpermuted { name, .. }
+            | Self::Shifted { name, .. } => name,
+        }
+    }
+}
+
+/// A source whose parameters are found through a map from names to [`Origin`]s.
+pub struct Adapted<S, F> {
+    source: S,
+    origin: F,
+    used: Mutex<BTreeSet<String>>,
+}
+
+impl<S: WeightSource, F: Fn(&str) -> Origin + Send + Sync> Adapted<S, F> {
+    /// `source` with every name looked up by `origin`.
+    pub fn new(source: S, origin: F) -> Self {
+        Self { source, origin, used: Mutex::default() }
+    }
+}
+
+impl<S: WeightSource, F: Fn(&str) -> Origin + Send + Sync> WeightSource for Adapted<S, F> {
+    fn get(&self, name: &str) -> Result<Option<RawTensor<'_>>> {
+        self.get_shaped(name, &[])
+    }
+
+    fn get_shaped(&self, name: &str, want: &[usize]) -> Result<Option<RawTensor<'_>>> {
+        let origin = (self.origin)(name);
+        let stored_shape = stored_shape(&origin, want);
+        let Some(raw) = self.source.get_shaped(origin.name(), &stored_shape)? else {
+            return Ok(None);
+        };
+        let raw = transform(raw, &origin, &stored_shape)?;
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(origin.name().to_owned());
+        Ok(Some(raw))
+    }
+
+    /// Stored names that no layer has asked for, plus those asked for so far under the layers' names: a layer
+    /// takes what it needs first, the rest is what nobody knows.
+    fn names(&self) -> Vec<String> {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        self.source.names().into_iter().filter(|n| !used.contains(n)).collect()
+    }
+}
+
+/// The shape that the stored tensor must have for the parameter to have shape `want`.
+fn stored_shape(origin: &Origin, want: &[usize]) -> Vec<usize> {
+    match (origin, want) {
+        (Origin::Rows { of, .. }, [_, cols]) => vec![*of, *cols],
+        (Origin::Transposed { of, .. }, [_, cols]) => vec![*cols, *of],
+        (Origin::Rows { of, .. } | Origin::Transposed { of, .. }, [_]) => vec![*of],
+        _ => want.to_vec(),
+    }
+}
+
+fn transform<'a>(raw: RawTensor<'a>, origin: &Origin, stored: &[usize]) -> Result<RawTensor<'a>> {
+    let quant = |source| Error::Quant { name: origin.name().to_owned(), source };
+    let mismatch = |raw: &RawTensor<'_>| Error::WeightShape {
+        name: origin.name().to_owned(),
+        got: raw.shape.clone(),
+        want: stored.to_vec(),
+    };
+    if !stored.is_empty() && raw.shape != stored {
+        return Err(mismatch(&raw));
+    }
+    match origin {
+        Origin::Tensor(_) => Ok(raw),
+        Origin::Rows { rows, .. } | Origin::Transposed { rows, .. } if raw.shape.len() == 1 => {
+            let values = raw.decode().map_err(quant)?;
+            let part = values.get(rows.clone()).ok_or_else(|| mismatch(&raw))?;
+            RawTensor::from_f32(vec![rows.len()], part).map_err(quant)
+        }
+        Origin::Rows { rows, .. } => {
+            if raw.shape.len() != 2 || rows.end > raw.rows() {
+                return Err(mismatch(&raw));
+            }
+            Ok(raw.rows_range(rows.clone()))
+        }
+        Origin::Transposed { rows, .. } => {
+            if raw.shape.len() != 2 || rows.end > raw.cols() {
+                return Err(mismatch(&raw));
+            }
+            let (n, cols) = (raw.rows(), raw.cols());
+            let values = raw.decode().map_err(quant)?;
+            let columns = rows.clone().flat_map(|c| (0..n).map(move |r| (r, c)));
+            let turned: Vec<f32> = columns.map(|(r, c)| values[r * cols + c]).collect();
+            RawTensor::from_f32(vec![rows.len(), n], &turned).map_err(quant)
+        }
+        Origin::Unpermuted { heads, .. } => {
+            let n = if raw.shape.len() == 1 { raw.cols() } else { raw.rows() };
+            if *heads == 0 || n % (2 * heads) != 0 {
+                return Err(mismatch(&raw));
+            }
+            let (dim, half) = (n / heads, n / heads / 2);
+            let stored_row = move |r: usize| {
+                let (head, r) = (r / dim, r % dim);
+                head * dim + 2 * (r % half) + r / half
+            };
+            if raw.shape.len() == 1 {
+                let values = raw.decode().map_err(quant)?;
+                let ordered: Vec<f32> = (0..n).map(|r| values[stored_row(r)]).collect();
+                return RawTensor::from_f32(vec![n], &ordered).map_err(quant);
+            }
+            Ok(raw.take_rows((0..n).map(stored_row)))
+        }
+        Origin::Shifted { by, .. } => {
+            let values: Vec<f32> = raw.decode().map_err(quant)?.iter().map(|x| x + by).collect();
+            RawTensor::from_f32(raw.shape.clone(), &values).map_err(quant)
+        }
+    }
+}
+
+/// A source that borrows another.
+impl<S: WeightSource + ?Sized> WeightSource for &S {
+    fn get(&self, name: &str) -> Result<Option<RawTensor<'_>>> {
+        (**self).get(name)
+    }
+    fn get_shaped(&self, name: &str, want: &[usize]) -> Result<Option<RawTensor<'_>>> {
+        (**self).get_shaped(name, want)
+    }
+    fn names(&self) -> Vec<String> {
+        (**self).names()
+    }
+}

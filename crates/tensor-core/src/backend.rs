@@ -1,0 +1,124 @@
+//! The instruction set of inference. What a layer is made of, not what a tensor library offers.
+
+use std::fmt::Debug;
+
+use rillm_quant::RawTensor;
+
+use crate::{Activation, AttnParams, AttnSpan, Batch, Result, Rope};
+
+/// Token ids to embed: known to the host, or sampled on the device and not yet read.
+#[derive(Debug)]
+pub enum Ids<'a, B: Backend> {
+    /// Ids in host memory, one a row.
+    Host(&'a [u32]),
+    /// A result of [`Backend::argmax`].
+    Device(&'a B::Tensor),
+}
+
+/// One method for each fused operation a decoder needs.
+///
+/// A backend is a *value*, cheap to clone, that owns its resources (threads, buffers, stream). There is no
+/// global state. Activations are matrices `[t, d]`: `t` token rows of `d` values.
+///
+/// An operand taken by value may be reused for the result: an eager backend writes in place when it holds the
+/// only reference, a lazy one records a node. [`write_rows`](Self::write_rows) is the only mutation,
+/// [`read`](Self::read) the only call that waits.
+pub trait Backend: Clone + Debug + Send + Sized + 'static {
+    /// An activation or a key buffer. Cloning copies a reference.
+    type Tensor: Clone + Debug + Send + 'static;
+    /// Parameters in whatever layout the kernels like best.
+    type Weight: Debug + Send + 'static;
+
+    /// Name and variant for people, e.g. `"cpu (avx512, 2 threads)"`.
+    fn name(&self) -> String;
+    /// `[rows, cols]` of `x`.
+    fn shape(&self, x: &Self::Tensor) -> [usize; 2];
+
+    /// Packs or uploads stored matrices that read the same input, rows stacked in order: one projection, or
+    /// several merged ones (q, k, v). Called at load. A vector is a matrix of one row.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedFormat`](crate::Error::UnsupportedFormat), or shapes that differ in their columns.
+    fn prepare(&self, parts: &[RawTensor<'_>]) -> Result<Self::Weight>;
+    /// Bytes that one read of `w` moves.
+    fn weight_bytes(&self, w: &Self::Weight) -> usize;
+    /// A zeroed buffer for `rows` keys or values of `cols` values each, in the precision the backend
+    /// caches in.
+    fn kv_buffer(&self, rows: usize, cols: usize) -> Result<Self::Tensor>;
+    /// Bytes that `x` takes.
+    fn tensor_bytes(&self, x: &Self::Tensor) -> usize;
+
+    /// Rows `ids` of `table: [vocab, d]`, `[t, d]`.
+    fn embed(&self, table: &Self::Weight, ids: Ids<'_, Self>) -> Result<Self::Tensor>;
+    /// `x @ wᵀ + bias` for `x: [t, in]`, `w: [out, in]`, `bias: [1, out]`. Returns `[t, out]`.
+    fn linear(&self, x: &Self::Tensor, w: &Self::Weight, bias: Option<&Self::Weight>)
+    -> Result<Self::Tensor>;
+    /// `x / sqrt(mean(x²) + eps) * w` over each run of `w.len()` values of a row (a row, or each head of it).
+    fn rms_norm(&self, x: &Self::Tensor, w: &Self::Weight, eps: f32) -> Result<Self::Tensor>;
+    /// `(x - mean) / sqrt(var + eps) * w + bias` over rows.
+    fn layer_norm(
+        &self,
+        x: &Self::Tensor,
+        w: &Self::Weight,
+        bias: Option<&Self::Weight>,
+        eps: f32,
+    ) -> Result<Self::Tensor>;
+    /// Rotates every head of `x: [t, heads * head_dim]`, each row by its position in `batch`.
+    fn rope(&self, x: Self::Tensor, rope: &Rope, batch: &Batch) -> Result<Self::Tensor>;
+    /// Causal attention of `q: [t, heads * head_dim]`; each span meets its own keys. Returns `[t, heads * head_dim]`.
+    fn attention(
+        &self,
+        q: &Self::Tensor,
+        spans: &[AttnSpan<'_, Self::Tensor>],
+        p: &AttnParams,
+    ) -> Result<Self::Tensor>;
+    /// `act(x)`, elementwise.
+    fn activate(&self, act: Activation, x: Self::Tensor) -> Result<Self::Tensor>;
+    /// `act(gate) * up`, elementwise.
+    fn gate(&self, act: Activation, gate: Self::Tensor, up: &Self::Tensor) -> Result<Self::Tensor>;
+    /// `x + y`, elementwise.
+    fn add(&self, x: Self::Tensor, y: &Self::Tensor) -> Result<Self::Tensor>;
+    /// `x * factor`.
+    fn scale(&self, x: Self::Tensor, factor: f32) -> Result<Self::Tensor>;
+    /// `cap * tanh(x / cap)`, elementwise.
+    fn softcap(&self, x: Self::Tensor, cap: f32) -> Result<Self::Tensor>;
+    /// Columns `[0, widths[0]), [widths[0], ..), ..` of `x`, which they cover. Views where the backend has them.
+    fn split_cols<const N: usize>(&self, x: Self::Tensor, widths: [usize; N]) -> Result<[Self::Tensor; N]>;
+    /// Rows `rows` of `x`, in that order.
+    fn take_rows(&self, x: &Self::Tensor, rows: &[usize]) -> Result<Self::Tensor>;
+    /// Overwrites `dst` from row `at` with rows `rows` of `src`, in place if `dst` is unshared; values take
+    /// the precision of `dst`.
+    fn write_rows(
+        &self,
+        dst: &mut Self::Tensor,
+        at: usize,
+        src: &Self::Tensor,
+        rows: std::ops::Range<usize>,
+    ) -> Result<()>;
+    /// Copies `x` to host memory, row-major, waiting for it if need be. The only blocking call.
+    fn read(&self, x: &Self::Tensor, out: &mut Vec<f32>) -> Result<()>;
+
+    // Fusions. Each default is the specification; a backend overrides what it can beat.
+
+    /// `h = x + y; (h, rms_norm(h))`.
+    fn add_rms_norm(
+        &self,
+        x: Self::Tensor,
+        y: &Self::Tensor,
+        w: &Self::Weight,
+        eps: f32,
+    ) -> Result<(Self::Tensor, Self::Tensor)> {
+        let h = self.add(x, y)?;
+        let n = self.rms_norm(&h, w, eps)?;
+        Ok((h, n))
+    }
+    /// The most likely token of each row of `logits: [t, vocab]`, left on the device for
+    /// [`Ids::Device`]; `None` if the backend prefers the host to pick.
+    fn argmax(&self, _logits: &Self::Tensor) -> Result<Option<Self::Tensor>> {
+        Ok(None)
+    }
+    /// Starts computing `x` without waiting. Nothing to do for an eager backend.
+    fn submit(&self, _x: &Self::Tensor) -> Result<()> {
+        Ok(())
+    }
+}

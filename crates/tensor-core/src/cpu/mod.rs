@@ -1,0 +1,475 @@
+//! The CPU backend: eager, `f32` activations, packed weights, kernels picked at run time.
+//!
+//! What is computed where: `packed` lays weights out, `matmul` and `attention` divide work among `threads`,
+//! `kernels` compute, `tensor` owns memory.
+
+mod attention;
+mod buffer;
+mod kernels;
+mod matmul;
+mod packed;
+mod rope;
+mod rows;
+mod tensor;
+mod threads;
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use half::f16;
+use rillm_quant::RawTensor;
+
+use self::attention::SpanView;
+use self::kernels::Kernels;
+use self::kernels::elementwise::RopeTurn;
+use self::matmul::{Context, Scratch};
+use self::packed::Packed;
+use self::rope::Angles;
+use self::rows::Rows;
+use self::tensor::{KvData, KvMut, Pool};
+use self::threads::Threads;
+use crate::{Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Result, Rope};
+
+pub use self::matmul::Precision;
+pub use self::tensor::CpuTensor;
+
+/// Values below which dividing work among threads costs more than it saves.
+const SERIAL: usize = 1 << 14;
+
+/// The CPU backend. Clones share threads and memory; two values made apart share nothing.
+#[derive(Clone, Debug)]
+pub struct Cpu(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    kernels: &'static Kernels,
+    threads: Threads,
+    precision: Precision,
+    scratch: Scratch,
+    pool: Arc<Pool>,
+    angles: Angles,
+}
+
+/// Choices for a [`Cpu`]. The default is the fastest kernels, a thread for each physical performance core, and
+/// [`Precision::Fast`].
+#[derive(Clone, Debug, Default)]
+pub struct CpuBuilder {
+    threads: Option<usize>,
+    precision: Precision,
+    kernels: Option<String>,
+}
+
+impl CpuBuilder {
+    /// Computes with `n` threads, the calling one included.
+    pub fn threads(mut self, n: usize) -> Self {
+        self.threads = Some(n.max(1));
+        self
+    }
+
+    /// Rounds activations and caches as `precision` says.
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// Pins the kernels to those called `name`, one of [`Cpu::kernel_names`].
+    pub fn kernels(mut self, name: impl Into<String>) -> Self {
+        self.kernels = Some(name.into());
+        self
+    }
+
+    /// Starts the backend.
+    ///
+    /// # Errors
+    /// Kernels that this processor lacks, or threads that the system refuses.
+    pub fn build(self) -> Result<Cpu> {
+        let kernels = match &self.kernels {
+            None => kernels::best(),
+            Some(name) => kernels::by_name(name).ok_or_else(|| Error::Backend {
+                backend: "cpu",
+                message: format!("no kernels {name:?} here, there are {}", Cpu::kernel_names().join(", ")),
+            })?,
+        };
+        Ok(Cpu(Arc::new(Inner {
+            kernels,
+            threads: Threads::new(self.threads.unwrap_or_else(threads::default_threads))?,
+            precision: self.precision,
+            scratch: Scratch::default(),
+            pool: Arc::default(),
+            angles: Angles::default(),
+        })))
+    }
+}
+
+/// Parameters as the CPU keeps them.
+#[derive(Debug)]
+pub struct CpuWeight(Stored);
+
+#[derive(Debug)]
+enum Stored {
+    /// Norms and biases.
+    Vector(Vec<f32>),
+    /// Matrices of equal width, rows stacked.
+    Matrices(Vec<Packed>),
+}
+
+impl CpuWeight {
+    fn vector(&self, op: &'static str) -> Result<&[f32]> {
+        match &self.0 {
+            Stored::Vector(v) => Ok(v),
+            Stored::Matrices(m) => Err(shape(op, dims(m), [1, m.first().map_or(0, Packed::cols)])),
+        }
+    }
+
+    fn matrices(&self, op: &'static str) -> Result<&[Packed]> {
+        match &self.0 {
+            Stored::Matrices(m) => Ok(m),
+            Stored::Vector(v) => Err(shape(op, [1, v.len()], [v.len(), 1])),
+        }
+    }
+}
+
+fn dims(matrices: &[Packed]) -> [usize; 2] {
+    [matrices.iter().map(Packed::rows).sum(), matrices.first().map_or(0, Packed::cols)]
+}
+
+fn shape(op: &'static str, got: [usize; 2], want: [usize; 2]) -> Error {
+    Error::Shape { op, got, want }
+}
+
+impl Cpu {
+    /// The backend with default choices.
+    ///
+    /// # Errors
+    /// Threads that the system refuses.
+    pub fn new() -> Result<Self> {
+        Self::builder().build()
+    }
+
+    /// Choices to make.
+    pub fn builder() -> CpuBuilder {
+        CpuBuilder::default()
+    }
+
+    /// Names of the kernels that this processor can run, slowest first.
+    pub fn kernel_names() -> Vec<&'static str> {
+        kernels::available().into_iter().map(|k| k.name).collect()
+    }
+
+    /// Threads that compute, the calling one included.
+    pub fn threads(&self) -> usize {
+        self.0.threads.count()
+    }
+
+    fn context(&self) -> Context<'_> {
+        let Inner { kernels, threads, precision, scratch, .. } = &*self.0;
+        Context { kernels, threads, precision: *precision, scratch }
+    }
+
+    fn alloc(&self, rows: usize, cols: usize) -> Result<CpuTensor> {
+        let len = rows.saturating_mul(cols);
+        Ok(CpuTensor::new(self.0.pool.take(len)?, rows, cols))
+    }
+
+    /// `x` in memory of its own without gaps: itself if it is that already.
+    fn own(&self, mut x: CpuTensor) -> Result<CpuTensor> {
+        if x.unique().is_some() {
+            return Ok(x);
+        }
+        self.map_rows("copy", &x, x.cols, |_, x, out| out.copy_from_slice(x))
+    }
+
+    /// A new tensor whose row `i`, of `cols` values, `f` makes from row `i` of `x`.
+    fn map_rows(
+        &self,
+        op: &'static str,
+        x: &CpuTensor,
+        cols: usize,
+        f: impl Fn(usize, &[f32], &mut [f32]) + Sync,
+    ) -> Result<CpuTensor> {
+        let source = rows(op, x)?;
+        let mut out = self.alloc(x.rows, cols)?;
+        self.each_row(&mut out, |i, row| f(i, source.row(i), row));
+        Ok(out)
+    }
+
+    /// Calls `f` on every row of `x`, which is unshared, in parallel if there is much to do.
+    fn each_row(&self, x: &mut CpuTensor, f: impl Fn(usize, &mut [f32]) + Sync) {
+        let (n, cols) = (x.rows, x.cols);
+        let Some(values) = x.unique() else { return };
+        if cols == 0 || n == 0 {
+            return;
+        }
+        if n * cols < SERIAL || n == 1 {
+            values.chunks_exact_mut(cols).enumerate().for_each(|(i, row)| f(i, row));
+            return;
+        }
+        let tasks = (4 * self.threads()).min(n);
+        let height = n.div_ceil(tasks);
+        let parts = Mutex::new(values.chunks_mut(height * cols).enumerate());
+        self.0.threads.run(n.div_ceil(height), &|_| {
+            let part = parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((p, part)) = part else { return };
+            part.chunks_exact_mut(cols).enumerate().for_each(|(i, row)| f(p * height + i, row));
+        });
+    }
+
+    /// `f(x)` row by row, in place where `x` is unshared.
+    fn update(&self, x: CpuTensor, f: impl Fn(usize, &mut [f32]) + Sync) -> Result<CpuTensor> {
+        let mut x = self.own(x)?;
+        self.each_row(&mut x, f);
+        Ok(x)
+    }
+
+    /// `f(x, y)` row by row for `y` of the shape of `x`.
+    fn combine(
+        &self,
+        op: &'static str,
+        x: CpuTensor,
+        y: &CpuTensor,
+        f: impl Fn(&mut [f32], &[f32]) + Sync,
+    ) -> Result<CpuTensor> {
+        let (got, want) = (self.shape(y), self.shape(&x));
+        if got != want {
+            return Err(shape(op, got, want));
+        }
+        let y = rows(op, y)?;
+        self.update(x, |i, row| f(row, y.row(i)))
+    }
+}
+
+/// The activations of `x`.
+fn rows<'a>(op: &'static str, x: &'a CpuTensor) -> Result<Rows<'a>> {
+    x.view().ok_or_else(|| shape(op, [x.rows, x.cols], [0, 0]))
+}
+
+impl Backend for Cpu {
+    type Tensor = CpuTensor;
+    type Weight = CpuWeight;
+
+    fn name(&self) -> String {
+        let n = self.threads();
+        format!("cpu ({}, {n} {})", self.0.kernels.name, if n == 1 { "thread" } else { "threads" })
+    }
+
+    fn shape(&self, x: &CpuTensor) -> [usize; 2] {
+        [x.rows, x.cols]
+    }
+
+    fn prepare(&self, parts: &[RawTensor<'_>]) -> Result<CpuWeight> {
+        if let [vector] = parts
+            && vector.shape.len() < 2
+        {
+            return Ok(CpuWeight(Stored::Vector(vector.decode()?)));
+        }
+        let packed = parts.iter().map(|raw| Packed::new(raw, &self.0.threads)).collect::<Result<Vec<_>>>()?;
+        let want = dims(&packed);
+        match packed.iter().find(|m| m.cols() != want[1]) {
+            Some(m) => Err(shape("prepare", [m.rows(), m.cols()], want)),
+            None => Ok(CpuWeight(Stored::Matrices(packed))),
+        }
+    }
+
+    fn weight_bytes(&self, w: &CpuWeight) -> usize {
+        match &w.0 {
+            Stored::Vector(v) => 4 * v.len(),
+            Stored::Matrices(m) => m.iter().map(Packed::bytes).sum(),
+        }
+    }
+
+    fn kv_buffer(&self, rows: usize, cols: usize) -> Result<CpuTensor> {
+        match self.0.precision {
+            Precision::Exact => CpuTensor::single(rows, cols),
+            Precision::Fast => CpuTensor::half(rows, cols),
+        }
+    }
+
+    fn tensor_bytes(&self, x: &CpuTensor) -> usize {
+        x.bytes()
+    }
+
+    fn embed(&self, table: &CpuWeight, ids: Ids<'_, Self>) -> Result<CpuTensor> {
+        let Ids::Host(ids) = ids else { return Err(Error::NoDeviceIds) };
+        let matrices = table.matrices("embed")?;
+        let [Some(table)] = [matrices.first()] else { return Err(shape("embed", [0, 0], [1, 1])) };
+        let vocab = table.rows();
+        if let Some(&token) = ids.iter().find(|id| **id as usize >= vocab) {
+            return Err(Error::TokenOutOfRange { token, vocab });
+        }
+        let mut out = self.alloc(ids.len(), table.cols())?;
+        self.each_row(&mut out, |i, row| table.row(ids[i] as usize, row));
+        Ok(out)
+    }
+
+    fn linear(&self, x: &CpuTensor, w: &CpuWeight, bias: Option<&CpuWeight>) -> Result<CpuTensor> {
+        let matrices = w.matrices("linear")?;
+        let [out, inp] = dims(matrices);
+        if x.cols != inp {
+            return Err(shape("linear", [x.rows, x.cols], [x.rows, inp]));
+        }
+        let bias = bias.map(|b| b.vector("linear bias")).transpose()?;
+        if let Some(b) = bias.filter(|b| b.len() != out) {
+            return Err(shape("linear bias", [1, b.len()], [1, out]));
+        }
+        let mut y = self.alloc(x.rows, out)?;
+        let source = rows("linear", x)?;
+        if let Some(target) = y.view_mut() {
+            matmul::linear(&self.context(), source, matrices, bias, target)?;
+        }
+        Ok(y)
+    }
+
+    fn rms_norm(&self, x: &CpuTensor, w: &CpuWeight, eps: f32) -> Result<CpuTensor> {
+        let (w, norm) = (w.vector("rms_norm")?, self.0.kernels.elementwise.rms_norm);
+        if w.is_empty() || x.cols % w.len() != 0 {
+            return Err(shape("rms_norm", [x.rows, x.cols], [x.rows, w.len()]));
+        }
+        self.map_rows("rms_norm", x, x.cols, |_, x, out| {
+            let heads = x.chunks_exact(w.len()).zip(out.chunks_exact_mut(w.len()));
+            heads.for_each(|(x, out)| norm(x, w, eps, out));
+        })
+    }
+
+    fn layer_norm(
+        &self,
+        x: &CpuTensor,
+        w: &CpuWeight,
+        bias: Option<&CpuWeight>,
+        eps: f32,
+    ) -> Result<CpuTensor> {
+        let w = w.vector("layer_norm")?;
+        let bias = bias.map(|b| b.vector("layer_norm bias")).transpose()?;
+        if x.cols != w.len() || bias.is_some_and(|b| b.len() != w.len()) {
+            return Err(shape("layer_norm", [x.rows, x.cols], [x.rows, w.len()]));
+        }
+        let norm = self.0.kernels.elementwise.layer_norm;
+        self.map_rows("layer_norm", x, x.cols, |_, x, out| norm(x, w, bias, eps, out))
+    }
+
+    fn rope(&self, x: CpuTensor, rope: &Rope, batch: &Batch) -> Result<CpuTensor> {
+        let fits = rope.head_dim > 0 && x.cols % rope.head_dim == 0 && 2 * rope.inv_freq.len() <= rope.head_dim;
+        if !fits || batch.rows() != x.rows {
+            return Err(shape("rope", [x.rows, x.cols], [batch.rows(), rope.head_dim]));
+        }
+        let turn = self.0.kernels.elementwise.rope;
+        let x = self.own(x)?;
+        self.0.angles.with(rope, batch.positions(), |table| {
+            self.update(x, |i, row| {
+                let (cos, sin) = table.row(i);
+                turn(row, RopeTurn { cos, sin, head_dim: rope.head_dim, pairing: rope.pairing });
+            })
+        })
+    }
+
+    fn attention(
+        &self,
+        q: &CpuTensor,
+        spans: &[AttnSpan<'_, CpuTensor>],
+        p: &AttnParams,
+    ) -> Result<CpuTensor> {
+        if q.cols != p.q_dim() || p.kv_heads == 0 || p.heads % p.kv_heads != 0 {
+            return Err(shape("attention", [q.rows, q.cols], [q.rows, p.q_dim()]));
+        }
+        let views = spans.iter().map(|s| {
+            let wrong = || shape("attention", [s.k.rows, s.k.cols], [s.layout.len, p.kv_dim()]);
+            let fits = |x: &CpuTensor| x.cols == p.kv_dim() && x.rows >= s.layout.len.min(s.layout.keep + s.layout.ring);
+            if !fits(s.k) || !fits(s.v) || s.rows.end > q.rows || s.rows.len() > s.layout.len {
+                return Err(wrong());
+            }
+            let (k, v) = s.k.kv().zip(s.v.kv()).ok_or_else(wrong)?;
+            Ok(SpanView { rows: s.rows.clone(), k, v, layout: s.layout, sink: s.sink, window: s.window })
+        });
+        let views = views.collect::<Result<smallvec::SmallVec<[_; 4]>>>()?;
+        let mut out = self.alloc(q.rows, q.cols)?;
+        let q = rows("attention", q)?;
+        if let Some(target) = out.view_mut() {
+            attention::attention(&self.context(), q, &views, p, target)?;
+        }
+        Ok(out)
+    }
+
+    fn activate(&self, act: Activation, x: CpuTensor) -> Result<CpuTensor> {
+        let f = self.0.kernels.elementwise.activate;
+        self.update(x, |_, row| f(act, row))
+    }
+
+    fn gate(&self, act: Activation, gate: CpuTensor, up: &CpuTensor) -> Result<CpuTensor> {
+        let f = self.0.kernels.elementwise.gate;
+        self.combine("gate", gate, up, |gate, up| f(act, gate, up))
+    }
+
+    fn add(&self, x: CpuTensor, y: &CpuTensor) -> Result<CpuTensor> {
+        self.combine("add", x, y, self.0.kernels.elementwise.add)
+    }
+
+    fn scale(&self, x: CpuTensor, factor: f32) -> Result<CpuTensor> {
+        let f = self.0.kernels.elementwise.scale;
+        self.update(x, |_, row| f(row, factor))
+    }
+
+    fn softcap(&self, x: CpuTensor, cap: f32) -> Result<CpuTensor> {
+        let f = self.0.kernels.elementwise.softcap;
+        self.update(x, |_, row| f(row, cap))
+    }
+
+    fn split_cols<const N: usize>(&self, x: CpuTensor, widths: [usize; N]) -> Result<[CpuTensor; N]> {
+        if widths.iter().sum::<usize>() != x.cols {
+            return Err(shape("split_cols", [x.rows, x.cols], [x.rows, widths.iter().sum()]));
+        }
+        let mut at = 0;
+        Ok(widths.map(|width| {
+            at += width;
+            x.columns(at - width, width)
+        }))
+    }
+
+    fn take_rows(&self, x: &CpuTensor, picked: &[usize]) -> Result<CpuTensor> {
+        if let Some(row) = picked.iter().find(|r| **r >= x.rows) {
+            return Err(shape("take_rows", [x.rows, x.cols], [row + 1, x.cols]));
+        }
+        let source = rows("take_rows", x)?;
+        let mut out = self.alloc(picked.len(), x.cols)?;
+        self.each_row(&mut out, |i, row| row.copy_from_slice(source.row(picked[i])));
+        Ok(out)
+    }
+
+    fn write_rows(&self, dst: &mut CpuTensor, at: usize, src: &CpuTensor, rows: Range<usize>) -> Result<()> {
+        let (cols, n) = (dst.cols, rows.len());
+        let fits = src.cols == cols && rows.end <= src.rows && at + n <= dst.rows;
+        let wrong = shape("write_rows", [src.rows, src.cols], [dst.rows, cols]);
+        if !fits {
+            return Err(wrong);
+        }
+        let to = at * cols..(at + n) * cols;
+        let from = rows.start * cols..rows.end * cols;
+        match (dst.kv_mut().ok_or(wrong)?, src.kv(), src.view()) {
+            (KvMut::F32(dst), Some(KvData::F32(src)), _) => dst[to].copy_from_slice(&src[from]),
+            (KvMut::F16(dst), Some(KvData::F16(src)), _) => dst[to].copy_from_slice(&src[from]),
+            (KvMut::F32(dst), _, Some(src)) => {
+                let dst = dst[to].chunks_exact_mut(cols.max(1));
+                dst.zip(rows).for_each(|(dst, r)| dst.copy_from_slice(src.row(r)));
+            }
+            (KvMut::F16(dst), _, Some(src)) => {
+                let dst = dst[to].chunks_exact_mut(cols.max(1));
+                dst.zip(rows).for_each(|(dst, r)| narrow(src.row(r), dst));
+            }
+            _ => return Err(shape("write_rows", [src.rows, src.cols], [at + n, cols])),
+        }
+        Ok(())
+    }
+
+    fn read(&self, x: &CpuTensor, out: &mut Vec<f32>) -> Result<()> {
+        let x = rows("read", x)?;
+        out.clear();
+        (0..x.rows).for_each(|i| out.extend_from_slice(x.row(i)));
+        Ok(())
+    }
+}
+
+/// Rounds to half precision; values beyond its range become its largest, so that a stray outlier does not turn
+/// scores into NaN.
+fn narrow(src: &[f32], dst: &mut [f16]) {
+    for (x, y) in src.iter().zip(dst) {
+        *y = f16::from_f32(x.clamp(-65504.0, 65504.0));
+    }
+}

@@ -1,0 +1,67 @@
+//! Angles of rotary embeddings: computed once for all layers of a forward pass that share them.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::Rope;
+
+/// Tables kept: families have at most two sets of frequencies (gemma3), and queries and keys share one.
+const TABLES: usize = 2;
+
+/// Cosines and sines of the latest forward passes.
+#[derive(Debug, Default)]
+pub(super) struct Angles {
+    tables: Mutex<Vec<Table>>,
+}
+
+/// Cosines and sines for one rope at some positions.
+#[derive(Debug)]
+pub(super) struct Table {
+    rope: Rope,
+    positions: Vec<u32>,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Table {
+    /// Cosines and sines of row `i`, one a pair, times the rope's scale.
+    pub(super) fn row(&self, i: usize) -> (&[f32], &[f32]) {
+        let n = self.rope.inv_freq.len();
+        (&self.cos[i * n..][..n], &self.sin[i * n..][..n])
+    }
+
+    fn fill(&mut self, rope: &Rope, positions: &[u32]) {
+        self.rope.clone_from(rope);
+        self.positions.clear();
+        self.positions.extend_from_slice(positions);
+        self.cos.clear();
+        self.sin.clear();
+        for &p in positions {
+            for f in &rope.inv_freq {
+                let (sin, cos) = f64::from(p as f32 * f).sin_cos();
+                self.cos.push(cos as f32 * rope.scale);
+                self.sin.push(sin as f32 * rope.scale);
+            }
+        }
+    }
+}
+
+impl Angles {
+    /// Calls `f` with the table of `rope` at `positions`.
+    pub(super) fn with<T>(&self, rope: &Rope, positions: &[u32], f: impl FnOnce(&Table) -> T) -> T {
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        match tables.iter().position(|t| t.positions == positions && t.rope == *rope) {
+            Some(i) => f(&tables[i]),
+            None => {
+                let mut table = if tables.len() < TABLES {
+                    let rope = rope.clone();
+                    Table { rope, positions: Vec::new(), cos: Vec::new(), sin: Vec::new() }
+                } else {
+                    tables.remove(0)
+                };
+                table.fill(rope, positions);
+                tables.push(table);
+                f(&tables[tables.len() - 1])
+            }
+        }
+    }
+}

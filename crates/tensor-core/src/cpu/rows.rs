@@ -1,0 +1,41 @@
+//! Matrices of `f32` in memory as kernels see them: rows of a buffer, possibly some columns of wider rows.
+
+/// A matrix to read: row `i` is `data[i * stride..][..cols]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rows<'a> {
+    /// From the first value of the first row on.
+    pub data: &'a [f32],
+    /// Rows.
+    pub rows: usize,
+    /// Values of a row.
+    pub cols: usize,
+    /// From the start of a row to that of the next, in values.
+    pub stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// Row `i`.
+    pub fn row(&self, i: usize) -> &'a [f32] {
+        &self.data[i * self.stride..][..self.cols]
+    }
+}
+
+/// A matrix to write: row `i` is `data[i * stride..][..cols]`.
+#[derive(Debug)]
+pub(crate) struct RowsMut<'a> {
+    /// From the first value of the first row on.
+    pub data: &'a mut [f32],
+    /// Rows.
+    pub rows: usize,
+    /// Values of a row.
+    pub cols: usize,
+    /// From the start of a row to that of the next, in values.
+    pub stride: usize,
+}
+
+impl RowsMut<'_> {
+    /// Row `i`.
+    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
+        &mut self.data[i * self.stride..][..self.cols]
+    }
+}

@@ -1,0 +1,220 @@
+//! Activations and key buffers of the CPU backend, and the pool that activations' memory returns to.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use half::f16;
+
+use super::rows::{Rows, RowsMut};
+use crate::{Error, Result};
+
+/// Buffers that wait for their next use. More than a step needs at once would only hold memory.
+const FREE: usize = 48;
+
+/// Memory of activations between uses, so that steady decoding never calls the allocator.
+#[derive(Default)]
+pub(super) struct Pool {
+    /// The longest unused first.
+    free: Mutex<Vec<Arc<Vec<f32>>>>,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pool")
+    }
+}
+
+impl Pool {
+    /// At least `len` values with unspecified contents: the smallest that fits, unless it is far too large.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(super) fn take(self: &Arc<Self>, len: usize) -> Result<Buf> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |b: &Arc<Vec<f32>>| b.len() >= len && b.len() <= 2 * len + 4096;
+        let best = free.iter().enumerate().filter(|(_, b)| fits(b)).min_by_key(|(_, b)| b.len());
+        let data = match best.map(|(i, _)| i) {
+            Some(i) => free.remove(i),
+            None => Arc::new(zeroed(len.next_multiple_of(256), 0.0, "activations")?),
+        };
+        Ok(Buf { data: Some(data), pool: Arc::clone(self) })
+    }
+
+    fn put(&self, data: Arc<Vec<f32>>) {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        if free.capacity() == 0 {
+            free.reserve_exact(FREE);
+        }
+        if free.len() == FREE {
+            free.remove(0);
+        }
+        free.push(data);
+    }
+}
+
+/// `len` values `zero`, or the error that there is no memory for them.
+fn zeroed<T: Clone>(len: usize, zero: T, what: &'static str) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    let bytes = len.saturating_mul(size_of::<T>());
+    values.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { what, bytes })?;
+    values.resize(len, zero);
+    Ok(values)
+}
+
+/// A reference-counted buffer; the last owner returns it to its pool.
+#[derive(Clone)]
+pub(super) struct Buf {
+    /// `None` only while it is dropped.
+    data: Option<Arc<Vec<f32>>>,
+    pool: Arc<Pool>,
+}
+
+impl Buf {
+    fn values(&self) -> &[f32] {
+        self.data.as_ref().map_or(&[], |d| d.as_slice())
+    }
+    /// `None` if the buffer is shared.
+    fn values_mut(&mut self) -> Option<&mut [f32]> {
+        self.data.as_mut().and_then(Arc::get_mut).map(Vec::as_mut_slice)
+    }
+}
+
+impl Drop for Buf {
+    fn drop(&mut self) {
+        if let Some(mut data) = self.data.take()
+            && Arc::get_mut(&mut data).is_some()
+        {
+            self.pool.put(data);
+        }
+    }
+}
+
+/// Values behind a tensor.
+#[derive(Clone)]
+enum Data {
+    /// Activations.
+    Pooled(Buf),
+    /// Keys or values in `f32` (exact) or `f16`.
+    Single(Arc<Vec<f32>>),
+    Half(Arc<Vec<f16>>),
+}
+
+/// Values of keys or values, for kernels.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum KvData<'a> {
+    /// Single precision.
+    F32(&'a [f32]),
+    /// Half precision.
+    F16(&'a [f16]),
+}
+
+/// A matrix of activations, or a buffer of keys or values. Rows are contiguous; a view of some columns has a stride.
+#[derive(Clone)]
+pub struct CpuTensor {
+    data: Data,
+    offset: usize,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    stride: usize,
+}
+
+impl fmt::Debug for CpuTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CpuTensor[{}, {}]", self.rows, self.cols)
+    }
+}
+
+impl CpuTensor {
+    /// Activations `[rows, cols]` over `buf`, which has room for them.
+    pub(super) fn new(buf: Buf, rows: usize, cols: usize) -> Self {
+        Self { data: Data::Pooled(buf), offset: 0, rows, cols, stride: cols }
+    }
+
+    /// A zeroed key buffer in single precision.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(super) fn single(rows: usize, cols: usize) -> Result<Self> {
+        let data = Data::Single(Arc::new(zeroed(rows.saturating_mul(cols), 0.0, "keys and values")?));
+        Ok(Self { data, offset: 0, rows, cols, stride: cols })
+    }
+
+    /// A zeroed key buffer in half precision.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(super) fn half(rows: usize, cols: usize) -> Result<Self> {
+        let data = Data::Half(Arc::new(zeroed(rows.saturating_mul(cols), f16::ZERO, "keys and values")?));
+        Ok(Self { data, offset: 0, rows, cols, stride: cols })
+    }
+
+    /// The columns `[at, at + cols)`, sharing memory.
+    pub(super) fn columns(&self, at: usize, cols: usize) -> Self {
+        Self { data: self.data.clone(), offset: self.offset + at, cols, ..*self }
+    }
+
+    /// Bytes of the whole buffer.
+    pub(super) fn bytes(&self) -> usize {
+        match &self.data {
+            Data::Pooled(b) => 4 * b.values().len(),
+            Data::Single(d) => 4 * d.len(),
+            Data::Half(d) => 2 * d.len(),
+        }
+    }
+
+    /// The matrix, if it is one of `f32`.
+    pub(super) fn view(&self) -> Option<Rows<'_>> {
+        let values = match &self.data {
+            Data::Pooled(b) => b.values(),
+            Data::Single(d) => d.as_slice(),
+            Data::Half(_) => return None,
+        };
+        let data = values.get(self.offset..)?;
+        Some(Rows { data, rows: self.rows, cols: self.cols, stride: self.stride })
+    }
+
+    /// The activations, if nothing else shares them and rows follow each other without gaps.
+    pub(super) fn unique(&mut self) -> Option<&mut [f32]> {
+        let (offset, len) = (self.offset, self.rows * self.cols);
+        match &mut self.data {
+            Data::Pooled(b) if self.stride == self.cols => b.values_mut()?.get_mut(offset..offset + len),
+            _ => None,
+        }
+    }
+
+    /// The activations to write, if nothing else shares them.
+    pub(super) fn view_mut(&mut self) -> Option<RowsMut<'_>> {
+        let (rows, cols, stride) = (self.rows, self.cols, self.stride);
+        let data = match &mut self.data {
+            Data::Pooled(b) => b.values_mut()?.get_mut(self.offset..)?,
+            _ => return None,
+        };
+        Some(RowsMut { data, rows, cols, stride })
+    }
+
+    /// Keys or values, if this is a buffer of them.
+    pub(super) fn kv(&self) -> Option<KvData<'_>> {
+        match &self.data {
+            Data::Single(d) => Some(KvData::F32(d)),
+            Data::Half(d) => Some(KvData::F16(d)),
+            Data::Pooled(_) => None,
+        }
+    }
+
+    /// Keys or values to write; a shared buffer is copied first.
+    pub(super) fn kv_mut(&mut self) -> Option<KvMut<'_>> {
+        match &mut self.data {
+            Data::Single(d) => Some(KvMut::F32(Arc::make_mut(d).as_mut_slice())),
+            Data::Half(d) => Some(KvMut::F16(Arc::make_mut(d).as_mut_slice())),
+            Data::Pooled(_) => None,
+        }
+    }
+}
+
+/// Keys or values to write.
+pub(super) enum KvMut<'a> {
+    /// Single precision.
+    F32(&'a mut [f32]),
+    /// Half precision.
+    F16(&'a mut [f16]),
+}

@@ -1,0 +1,14 @@
+//! How to compute: the operations of language-model inference ([`Backend`]), and the CPU that runs them.
+//!
+//! Not a tensor library: no strides, no transpose, no broadcasting, no gradients. What bytes mean is
+//! `rillm-quant`'s business; layers are `rillm-nn`'s.
+#![deny(missing_docs)]
+
+mod backend;
+pub mod cpu;
+mod error;
+mod params;
+
+pub use backend::{Backend, Ids};
+pub use error::{Error, Result};
+pub use params::{Activation, AttnParams, AttnSpan, Batch, KvLayout, Pairing, Rope, Span};

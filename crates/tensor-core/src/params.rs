@@ -1,0 +1,170 @@
+//! Geometry that operations take besides tensors: spans of a batch, rope, attention. No data but frequencies.
+
+use std::ops::Range;
+
+/// Nonlinearity of a feed-forward layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `x * Φ(x)` with the error function.
+    Gelu,
+    /// `0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
+    /// `max(x, 0)²`.
+    Relu2,
+}
+
+/// Rows of one sequence in a [`Batch`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Rows of the batch that belong to the sequence.
+    pub rows: Range<usize>,
+    /// Position of the first of them: tokens of the sequence that came before.
+    pub start: usize,
+    /// Which sequence: an index into the caches that a forward pass is given.
+    pub sequence: usize,
+}
+
+/// Token rows of one or several sequences laid end to end, never padded.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    spans: Vec<Span>,
+    positions: Vec<u32>,
+    rope_len: usize,
+}
+
+impl Batch {
+    /// Empties the batch, keeping its memory.
+    ///
+    /// `rope_len` is the length from which length-dependent rope frequencies are chosen, in tokens: that of the
+    /// whole prompt while it is prefilled in chunks, the current length when decoding. There is one for the batch:
+    /// sequences whose frequencies differ run in batches of their own.
+    pub fn reset(&mut self, rope_len: usize) {
+        self.spans.clear();
+        self.positions.clear();
+        self.rope_len = rope_len;
+    }
+
+    /// Appends `t` rows of `sequence`, the first at position `start`.
+    pub fn push(&mut self, sequence: usize, start: usize, t: usize) {
+        let at = self.rows();
+        self.spans.push(Span { rows: at..at + t, start, sequence });
+        self.positions.extend((start..start + t).map(|p| p as u32));
+    }
+
+    /// One span a sequence, in row order, covering all rows.
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+
+    /// The position of each row.
+    pub fn positions(&self) -> &[u32] {
+        &self.positions
+    }
+
+    /// See [`reset`](Self::reset).
+    pub fn rope_len(&self) -> usize {
+        self.rope_len
+    }
+
+    /// All rows of all spans.
+    pub fn rows(&self) -> usize {
+        self.positions.len()
+    }
+}
+
+/// Which values of a head make a rotated pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairing {
+    /// `(x[i], x[i + dims/2])`: Hugging Face's layout; MLX's `traditional=False`.
+    Halves,
+    /// `(x[2i], x[2i + 1])`: the paper's layout; MLX's `traditional=True`.
+    Interleaved,
+}
+
+/// Rotary position embedding (Su et al. 2021) with explicit frequencies.
+///
+/// Pair `i` of a head at position `p` is turned by `p * inv_freq[i]` and multiplied by `scale`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// Values of a head. The first `2 * inv_freq.len()` are rotated, the others pass.
+    pub head_dim: usize,
+    /// Radians for each position, for each pair.
+    pub inv_freq: Vec<f32>,
+    /// Factor on the rotated values (yarn's and longrope's attention factor), usually 1.
+    pub scale: f32,
+    /// How pairs lie in a head.
+    pub pairing: Pairing,
+}
+
+/// Geometry of one attention layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttnParams {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Values of a query or key head.
+    pub head_dim: usize,
+    /// Factor on scores, usually `head_dim^-0.5`.
+    pub scale: f32,
+    /// A query sees at most this many latest positions, itself included.
+    pub window: Option<usize>,
+    /// Scores become `cap * tanh(score / cap)` (gemma2).
+    pub softcap: Option<f32>,
+}
+
+impl AttnParams {
+    /// Width of a query row, `heads * head_dim`.
+    pub fn q_dim(&self) -> usize {
+        self.heads * self.head_dim
+    }
+    /// Width of a key or value row, `kv_heads * head_dim`.
+    pub fn kv_dim(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
+/// Which slot of a key buffer holds which position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvLayout {
+    /// Positions stored so far, those of the current rows included: the last query row is at `len - 1`.
+    pub len: usize,
+    /// Positions `< keep` stay in the slots of their number for ever (attention sinks).
+    pub keep: usize,
+    /// Slots of the ring that the other positions share: position `p >= keep` is in slot
+    /// `keep + (p - keep) % ring`. At least `len - keep` where nothing was overwritten (a plain cache).
+    pub ring: usize,
+}
+
+impl KvLayout {
+    /// The slot of position `p`.
+    pub fn slot(&self, p: usize) -> usize {
+        if p < self.keep { p } else { self.keep + (p - self.keep) % self.ring }
+    }
+    /// The oldest position past `keep` that is still stored.
+    pub fn oldest(&self) -> usize {
+        self.keep.max(self.len.saturating_sub(self.ring)).min(self.len)
+    }
+}
+
+/// What the queries of one span meet: the keys and values of their sequence.
+#[derive(Debug)]
+pub struct AttnSpan<'a, T> {
+    /// Rows of the queries.
+    pub rows: Range<usize>,
+    /// Keys, `[slots, kv_heads * head_dim]`, from [`Backend::kv_buffer`](crate::Backend::kv_buffer).
+    pub k: &'a T,
+    /// Values, of the same shape.
+    pub v: &'a T,
+    /// Which slot holds which position.
+    pub layout: KvLayout,
+    /// Besides its window, a query sees positions `< sink` (a rotating cache's `keep`).
+    pub sink: usize,
+    /// Latest positions that a query sees as far as the cache is concerned; the layer's own window
+    /// ([`AttnParams::window`]) holds as well, the narrower one counts.
+    pub window: Option<usize>,
+}
