@@ -199,6 +199,8 @@ fn hostile_tensors() {
     let t = |dims: &[u64], kind, offset| Draft::new().tensor("t", dims, kind, offset);
     let e = t(&[1; 5], 0, 0).error(64);
     assert!(matches!(e, Error::GgufValue { want: "at most 4", got: 5, .. }), "{e}");
+    let e = t(&[0, 1 << 34], 0, 0).error(64);
+    assert!(matches!(e, Error::GgufValue { want: "at least 1", got: 0, .. }), "{e}");
     let e = t(&[1], 0, 4).error(64);
     assert!(matches!(e, Error::GgufValue { want: "a multiple of the alignment", got: 4, .. }), "{e}");
     let e = t(&[9], 0, 0).error(32);

@@ -253,7 +253,11 @@ impl<'a> Info<'a> {
         if rank > MAX_DIMS {
             return Err(cursor.wrong(format!("{name}: dimensions"), "at most 4", u64::from(rank)));
         }
-        let dims = (0..rank).map(|_| cursor.u64(name)).collect::<Result<_>>()?;
+        let dims = (0..rank).map(|_| cursor.u64(name)).collect::<Result<Vec<_>>>()?;
+        if dims.contains(&0) {
+            // No model has them, and without values any number of rows would fit the file.
+            return Err(cursor.wrong(format!("{name}: a dimension"), "at least 1", 0));
+        }
         Ok(Self { name, dims, kind: cursor.u32(name)?, offset: cursor.u64(name)? })
     }
 
