@@ -348,25 +348,30 @@ fn code_unit(codes: Codes, bytes: &[u8], lane: usize) -> [u8; UNIT] {
     out
 }
 
-/// Writes the codes of row `lane` into a zeroed unit.
+/// Writes the codes of row `lane` into a unit.
 fn put_codes(codes: Codes, row: &[u8], lane: usize, bytes: &mut [u8]) {
-    let mut quads = [0u32; UNIT / 4];
-    for (quad, c) in quads.iter_mut().zip(row.chunks_exact(4)) {
-        *quad = u32::from_le_bytes([c[0], c[1], c[2], c[3]]);
-    }
-    let (mut offset, mut shift) = (0, 0);
+    let (mut bytes, mut from) = (bytes, 0);
     for &bits in codes.planes() {
-        let per_word = (8 / bits) as usize;
-        let mask = u32::from_le_bytes([((1u32 << bits) - 1) as u8; 4]);
-        for (word, quads) in quads.chunks_exact(per_word).enumerate() {
-            let mut packed = 0;
-            for (s, quad) in quads.iter().enumerate() {
-                packed |= (quad >> shift & mask) << (bits as usize * s);
-            }
-            bytes[offset + word * 64 + lane * 4..][..4].copy_from_slice(&packed.to_le_bytes());
+        let (plane, rest) = bytes.split_at_mut(bits as usize * 64);
+        match bits {
+            1 => put_plane::<1>(row, from, lane, plane),
+            2 => put_plane::<2>(row, from, lane, plane),
+            4 => put_plane::<4>(row, from, lane, plane),
+            _ => put_plane::<8>(row, from, lane, plane),
         }
-        offset += bits as usize * 64;
-        shift += bits;
+        (bytes, from) = (rest, from + bits);
+    }
+}
+
+/// Writes `BITS` bits of each code of row `lane`, those from bit `from` on.
+fn put_plane<const BITS: usize>(row: &[u8], from: u32, lane: usize, plane: &mut [u8]) {
+    let mask = u32::from_le_bytes([((1u32 << BITS) - 1) as u8; 4]);
+    for (codes, vector) in row.chunks_exact(32 / BITS).zip(plane.chunks_exact_mut(64)) {
+        let mut word = 0;
+        for (i, c) in codes.chunks_exact(4).enumerate() {
+            word |= (u32::from_le_bytes([c[0], c[1], c[2], c[3]]) >> from & mask) << (BITS * i);
+        }
+        vector[lane * 4..][..4].copy_from_slice(&word.to_le_bytes());
     }
 }
 

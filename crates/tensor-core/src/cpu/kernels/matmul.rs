@@ -281,13 +281,13 @@ impl<Q: Quants, const T: usize> Kernel for Int8<'_, Q, T> {
                 x = x.add(T * INT8_BYTES);
             }
             if !Q::HALVES {
-                for t in 0..T {
-                    acc[t] = V::fma(scales.scale[0], part[t], acc[t]);
+                for (acc, part) in acc.iter_mut().zip(part) {
+                    *acc = V::fma(scales.scale[0], part, *acc);
                 }
             }
         }
-        for t in 0..T {
-            V::store(self.0.out[t].as_mut_ptr(), acc[t]);
+        for (out, acc) in self.0.out.iter_mut().zip(acc) {
+            V::store(out.as_mut_ptr(), acc);
         }
     }
 }
@@ -305,10 +305,8 @@ unsafe fn unit<V: Vector, Q: Quants, const T: usize>(
     for (i, quad) in quads.iter_mut().enumerate() {
         *quad = Q::quad::<V>(w, i);
     }
-    if T <= 2 {
-        for line in 0..Q::BYTES / 64 {
-            V::prefetch(w.wrapping_add(AHEAD + line * 64));
-        }
+    for line in 0..Q::BYTES / 64 {
+        V::prefetch(w.wrapping_add(AHEAD + line * 64));
     }
     let floats = x.add(T * UNIT).cast::<f32>();
     for t in 0..T {
@@ -316,13 +314,14 @@ unsafe fn unit<V: Vector, Q: Quants, const T: usize>(
         let x = x.add(t * UNIT);
         if Q::HALVES {
             for half in 0..2 {
-                let dot = V::from_i32(dot::<V, Q>(&quads, x, half * QUADS / 2, QUADS / 2));
+                let dot =
+                    V::from_i32(dot::<V, Q>(&quads[half * QUADS / 2..][..QUADS / 2], x.add(half * UNIT / 2)));
                 let sum = V::splat(floats.add((2 + half) * T + t).read_unaligned());
                 acc[t] = V::fma(V::mul(scales.scale[half], scale), dot, acc[t]);
                 acc[t] = V::fma(scales.bias[half], sum, acc[t]);
             }
         } else {
-            let dot = V::from_i32(dot::<V, Q>(&quads, x, 0, QUADS));
+            let dot = V::from_i32(dot::<V, Q>(&quads, x));
             let sum = V::splat(floats.add(T + t).read_unaligned());
             part[t] = V::fma(dot, scale, part[t]);
             acc[t] = V::fma(scales.bias[0], sum, acc[t]);
@@ -330,14 +329,14 @@ unsafe fn unit<V: Vector, Q: Quants, const T: usize>(
     }
 }
 
-/// `count` quads from `first` times those of one token at `x`.
+/// The products of `quads` and the codes of one token at `x`.
 #[inline(always)]
 #[expect(unsafe_op_in_unsafe_fn, reason = "Int8's contract, handed on")]
-unsafe fn dot<V: Vector, Q: Quants>(quads: &[V::I; QUADS], x: *const u8, first: usize, count: usize) -> V::I {
+unsafe fn dot<V: Vector, Q: Quants>(quads: &[V::I], x: *const u8) -> V::I {
     let mut dot = V::splat_i(0);
-    for i in first..first + count {
+    for (i, quad) in quads.iter().enumerate() {
         let q = V::splat_i(x.add(i * 4).cast::<i32>().read_unaligned());
-        dot = if Q::SMALL { V::dot_u7(dot, quads[i], q) } else { V::dot_u8(dot, quads[i], q) };
+        dot = if Q::SMALL { V::dot_u7(dot, *quad, q) } else { V::dot_u8(dot, *quad, q) };
     }
     dot
 }
@@ -381,10 +380,8 @@ impl<E: Elements, const T: usize> Kernel for Exact<'_, E, T> {
                         }
                     }
                 }
-                if T <= 2 {
-                    for line in 0..E::BYTES / 64 {
-                        V::prefetch(w.wrapping_add(AHEAD + line * 64));
-                    }
+                for line in 0..E::BYTES / 64 {
+                    V::prefetch(w.wrapping_add(AHEAD + line * 64));
                 }
                 w = w.add(E::BYTES);
                 x = x.add(T * UNIT);
@@ -412,9 +409,7 @@ impl<const T: usize> Kernel for Pairs<'_, T> {
         for _ in 0..self.0.layout.units * UNIT / 8 {
             for j in 0..4 {
                 let pair = V::load_i(w.add(j * 64));
-                if T <= 2 {
-                    V::prefetch(w.wrapping_add(AHEAD + j * 64));
-                }
+                V::prefetch(w.wrapping_add(AHEAD + j * 64));
                 for (t, acc) in acc.iter_mut().enumerate() {
                     acc[j] = V::dot_bf16(acc[j], pair, V::splat_i(x.add(j * T + t).read_unaligned()));
                 }

@@ -55,10 +55,6 @@ impl Vector for Scalar {
         p.cast::<[u16; LANES]>().read_unaligned().map(|x| f16::from_bits(x).to_f32())
     }
     #[inline(always)]
-    unsafe fn store_f16(p: *mut u16, x: F) {
-        p.cast::<[u16; LANES]>().write_unaligned(x.map(|x| f16::from_f32(x).to_bits()));
-    }
-    #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> F {
         p.cast::<[u16; LANES]>().read_unaligned().map(|x| bf16::from_bits(x).to_f32())
     }
@@ -81,10 +77,6 @@ impl Vector for Scalar {
     #[inline(always)]
     unsafe fn div(a: F, b: F) -> F {
         map2(a, b, |a, b| a / b)
-    }
-    #[inline(always)]
-    unsafe fn sqrt(a: F) -> F {
-        a.map(f32::sqrt)
     }
     #[inline(always)]
     unsafe fn fma(a: F, b: F, c: F) -> F {

@@ -46,7 +46,6 @@ pub(crate) trait Vector: Copy + 'static {
     unsafe fn store(p: *mut f32, x: Self::F);
     /// 16 values stored as half floats.
     unsafe fn load_f16(p: *const u16) -> Self::F;
-    unsafe fn store_f16(p: *mut u16, x: Self::F);
     unsafe fn load_bf16(p: *const u16) -> Self::F;
     /// Rounds to nearest, ties to even; a NaN stays one.
     unsafe fn store_bf16(p: *mut u16, x: Self::F);
@@ -54,7 +53,6 @@ pub(crate) trait Vector: Copy + 'static {
     unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
-    unsafe fn sqrt(a: Self::F) -> Self::F;
     /// `a * b + c`, rounded once.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// `a > b ? a : b`: `b` if either is a NaN.
@@ -150,39 +148,6 @@ pub(crate) trait Vector: Copy + 'static {
         unsafe {
             std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n.min(LANES));
             Self::load_f16(lanes.as_ptr())
-        }
-    }
-
-    /// [`load_partial`](Self::load_partial) of bfloat16 values.
-    #[inline(always)]
-    unsafe fn load_partial_bf16(p: *const u16, n: usize) -> Self::F {
-        let mut lanes = [0u16; LANES];
-        // SAFETY: `n` values can be read and fit `lanes`.
-        unsafe {
-            std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n.min(LANES));
-            Self::load_bf16(lanes.as_ptr())
-        }
-    }
-
-    /// [`store_partial`](Self::store_partial) as half floats.
-    #[inline(always)]
-    unsafe fn store_partial_f16(p: *mut u16, x: Self::F, n: usize) {
-        let mut lanes = [0u16; LANES];
-        // SAFETY: `n` values can be written and are in `lanes`.
-        unsafe {
-            Self::store_f16(lanes.as_mut_ptr(), x);
-            std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n.min(LANES));
-        }
-    }
-
-    /// [`store_partial`](Self::store_partial) as bfloat16 values.
-    #[inline(always)]
-    unsafe fn store_partial_bf16(p: *mut u16, x: Self::F, n: usize) {
-        let mut lanes = [0u16; LANES];
-        // SAFETY: `n` values can be written and are in `lanes`.
-        unsafe {
-            Self::store_bf16(lanes.as_mut_ptr(), x);
-            std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n.min(LANES));
         }
     }
 

@@ -75,7 +75,7 @@ impl Kernel for Floats<'_> {
                 V::sub(a, b),
                 V::mul(a, b),
                 V::div(a, b),
-                V::sqrt(V::abs(a)),
+                V::abs(a),
                 V::fma(a, b, c),
                 V::max(a, b),
                 V::min(a, b),
@@ -93,8 +93,8 @@ impl Kernel for Floats<'_> {
             out.extend(halves.map(|x| if x & 0x7fff > 0x7f80 { 0x7fc0 } else { u32::from(x) }));
             V::store(lanes.as_mut_ptr(), V::load_bf16(halves.as_ptr()));
             out.extend(lanes.map(bits));
-            V::store_f16(halves.as_mut_ptr(), a);
-            out.extend(halves.map(|x| if x & 0x7fff > 0x7c00 { 0x7e00 } else { u32::from(x) }));
+            halves =
+                self.0[0][..LANES].iter().map(|x| x.to_bits() as u16).collect::<Vec<_>>().try_into().unwrap();
             V::store(lanes.as_mut_ptr(), V::load_f16(halves.as_ptr()));
             out.extend(lanes.map(bits));
         }
@@ -145,11 +145,8 @@ impl Kernel for Partial<'_> {
                 let x = V::load_partial(self.0.as_ptr().add(at), n);
                 assert_eq!(V::reduce_sum(x), self.0[at..at + n].iter().sum::<f32>());
                 V::store_partial(self.1.as_mut_ptr().add(at), x, n);
-                let mut halves = [0u16; LANES];
-                V::store_partial_bf16(halves.as_mut_ptr(), x, n);
-                let y = V::load_partial_bf16(halves.as_ptr(), n);
-                assert_eq!(V::reduce_sum(y), V::reduce_sum(x));
-                V::store_partial_f16(halves.as_mut_ptr(), x, n);
+                let halves: Vec<u16> =
+                    self.0[at..at + n].iter().map(|x| half::f16::from_f32(*x).to_bits()).collect();
                 let y = V::load_partial_f16(halves.as_ptr(), n);
                 assert_eq!(V::reduce_sum(y), V::reduce_sum(x));
             }
