@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-use super::tokenizer::{Named, Templates, Tokenizer, message, surround};
+use super::tokenizer::{Named, Templates, Tokenizer, message};
 use crate::error::{Error, Result};
 
 impl Tokenizer {
     /// Reads `tokenizer.json` of a folder, and what stands beside it: `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `chat_template.jinja`, `additional_chat_templates/`.
+    /// `special_tokens_map.json`, `chat_template.jinja`, `additional_chat_templates/`. What is put around a text is
+    /// what `tokenizer.json` says: transformers ignores `add_bos_token` beside it, and so does this.
     ///
     /// # Errors
     /// [`Error::MissingTokenizer`] if there is no `tokenizer.json`, [`Error::TokenizerFile`] if a file
@@ -41,7 +42,6 @@ impl Tokenizer {
             unk: spelled.get("unk_token").and_then(|token| tokenizer.token_to_id(token)),
             spelled,
         };
-        add_bos_and_eos(&mut tokenizer, &config, &named)?;
         Tokenizer::new(tokenizer, named, templates(dir, &config))
     }
 }
@@ -115,25 +115,6 @@ fn add_tokens(
         .map(|token| AddedToken::from(token, true).normalized(false))
         .collect();
     tokenizer.add_special_tokens(unmarked).map_err(message)?;
-    Ok(())
-}
-
-/// `add_bos_token` and `add_eos_token`, where the configuration says anything about them, win over the
-/// post-processor of `tokenizer.json`.
-fn add_bos_and_eos(
-    tokenizer: &mut tokenizers::Tokenizer,
-    config: &Map<String, Value>,
-    named: &Named,
-) -> Result<()> {
-    let flag = |name: &str| config.get(name).and_then(Value::as_bool);
-    let (bos, eos) = (flag("add_bos_token"), flag("add_eos_token"));
-    if bos.is_none() && eos.is_none() {
-        return Ok(());
-    }
-    let token = |name: &str, id: Option<u32>| Some((named.spelled.get(name)?.as_str(), id?));
-    let bos = token("bos_token", named.bos).filter(|_| bos == Some(true));
-    let eos = token("eos_token", named.eos.first().copied()).filter(|_| eos == Some(true));
-    tokenizer.with_post_processor(Some(surround(bos, eos)?));
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! What chat templates expect of Python: `tojson`, `raise_exception`, methods and tests; not a Python.
 
-use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::value::{Kwargs, Tuple, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
 /// Deeper values than this are refused: they would exhaust the stack.
@@ -13,6 +13,12 @@ pub(super) fn install(environment: &mut Environment<'_>) {
     environment.add_test("sequence", is_sequence);
     environment.add_test("iterable", is_sequence);
     environment.set_unknown_method_callback(method);
+    environment.set_formatter(|out, state, value| match f64::try_from(value.clone()) {
+        Ok(x) if value.is_number() && !value.is_integer() && x.is_finite() => {
+            out.write_str(&float(x)).map_err(Error::from)
+        }
+        _ => minijinja::escape_formatter(out, state, value),
+    });
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {
@@ -37,18 +43,22 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
     if value.kind() == ValueKind::Map && name == "copy" && args.is_empty() {
         return Ok(value.clone());
     }
+    if let (ValueKind::Seq, "index", [wanted]) = (value.kind(), name, args) {
+        let at = value.try_iter()?.position(|item| item == *wanted);
+        return at.map(Value::from).ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "not in the list"));
+    }
     let text = value.as_str().ok_or_else(unknown)?;
-    let strings = |parts: &[&str]| Value::from_iter(parts.iter().map(|part| Value::from(*part)));
+    let strings = |parts: [&str; 3]| Value::from(Tuple::from(parts.map(Value::from)));
     Ok(match (name, args.first().and_then(Value::as_str)) {
         ("removeprefix", Some(prefix)) => text.strip_prefix(prefix).unwrap_or(text).into(),
         ("removesuffix", Some(suffix)) => text.strip_suffix(suffix).unwrap_or(text).into(),
         ("partition", Some(mark)) => match text.split_once(mark) {
-            Some((before, after)) => strings(&[before, mark, after]),
-            None => strings(&[text, "", ""]),
+            Some((before, after)) => strings([before, mark, after]),
+            None => strings([text, "", ""]),
         },
         ("rpartition", Some(mark)) => match text.rsplit_once(mark) {
-            Some((before, after)) => strings(&[before, mark, after]),
-            None => strings(&["", "", text]),
+            Some((before, after)) => strings([before, mark, after]),
+            None => strings(["", "", text]),
         },
         ("rsplit", Some(mark)) if !mark.is_empty() => rsplit(text, mark, args.get(1)),
         ("index", Some(part)) => match text.find(part) {

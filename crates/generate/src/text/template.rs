@@ -105,6 +105,9 @@ pub struct TemplateOptions {
 }
 
 /// A model's chat template, or its set of named ones, compiled.
+///
+/// A template is a program of the checkpoint's author. It can't reach anything outside; recursion and ranges are
+/// bounded, the memory that it takes by building ever larger values is not.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
