@@ -1,6 +1,7 @@
 //! What can go wrong between a prompt and its answer; not what can go wrong in a layer.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -59,6 +60,10 @@ pub enum Error {
         /// What is wrong, or the template's own words.
         message: String,
     },
+
+    /// Text was asked of a model whose tokenizer or template could not be read when it was loaded.
+    #[error(transparent)]
+    Unavailable(Arc<Error>),
 
     /// A logit is NaN or plus infinity: the model or its weights are broken.
     #[error("the logit of token {index} is not a number")]

@@ -17,6 +17,7 @@ mod sampler;
 mod session;
 mod stop;
 mod text;
+mod text_generator;
 
 pub use batch::{BatchGenerator, Event};
 pub use error::{Error, Result};
@@ -32,4 +33,7 @@ pub use rng::Rng;
 pub use sampler::{Chain, Greedy, Sampler, SamplerOptions, SamplerOrder, sampler};
 pub use session::{Session, SharedSession, Want, Work};
 pub use stop::{EosTokenId, FinishReason, StopStrings, StopTokens};
-pub use text::*;
+pub use text::{
+    ChatTemplate, Detokenizer, GenerationPrompt, GgufVocab, Message, Special, TemplateOptions, Tokenizer,
+};
+pub use text_generator::{Piece, TextGenerator};

@@ -34,9 +34,9 @@ struct Sequence {
 }
 
 impl<B: Backend> LocalSession<B> {
-    /// A session without sequences. `context` limits their length, besides what the model allows.
+    /// A session without sequences. They may have `context` tokens, by default as many as the model was made for.
     pub fn new(backend: B, model: Box<dyn CausalLm<B>>, context: Option<usize>) -> Self {
-        let limits = [context, model.context()];
+        let limits = [context.or(model.context()), model.max_positions()];
         Self {
             backend,
             kinds: model.caches(),

@@ -69,6 +69,17 @@ impl Request {
         self
     }
 
+    /// Picks tokens with `sampler` instead of greedily.
+    pub fn boxed_sampler(mut self, sampler: Box<dyn Sampler>) -> Self {
+        self.sampler = sampler;
+        self
+    }
+
+    /// The tokens to continue.
+    pub fn prompt(&self) -> &[u32] {
+        &self.prompt
+    }
+
     /// Ends the answer when `handle` says so.
     pub fn cancel(mut self, handle: CancelHandle) -> Self {
         self.cancel = handle;
@@ -147,9 +158,11 @@ impl Answer {
         self.finish
     }
 
-    /// Ends the answer.
+    /// Ends the answer. A stop string in the last token allowed is the reason rather than the length.
     pub(crate) fn end(&mut self, why: FinishReason) {
-        self.finish.get_or_insert(why);
+        if self.finish.is_none() || why == FinishReason::StopString {
+            self.finish = Some(why);
+        }
     }
 
     /// The next tokens to run, at most `chunk`, and how many of the prompt follow them. Cancelled answers have none.

@@ -13,7 +13,7 @@ pub struct DecoderSpec {
     pub dim: usize,
     /// Tokens.
     pub vocab: usize,
-    /// Positions the model was made for.
+    /// Positions the model was made for; `None` if its rope stretches without limit.
     pub context: Option<usize>,
     /// Rows of a table of learned positions, added to the embedding.
     pub learned_positions: Option<usize>,
@@ -145,6 +145,10 @@ impl<B: Backend> CausalLm<B> for Decoder<B> {
 
     fn context(&self) -> Option<usize> {
         self.spec.context
+    }
+
+    fn max_positions(&self) -> Option<usize> {
+        self.spec.learned_positions
     }
 
     fn caches(&self) -> Vec<CacheKind> {

@@ -12,8 +12,14 @@ pub trait CausalLm<B: Backend>: Debug + Send {
     /// Tokens that logits are given for.
     fn vocab(&self) -> usize;
 
-    /// Positions that the model was made for, in tokens; `None` if nothing limits them.
+    /// Positions that the model was made for, in tokens; `None` if nothing limits them. Longer sequences can be
+    /// asked for, but expect little of them.
     fn context(&self) -> Option<usize>;
+
+    /// Positions that can be computed at all: the rows of a table of learned positions.
+    fn max_positions(&self) -> Option<usize> {
+        None
+    }
 
     /// What each layer keeps of a sequence.
     fn caches(&self) -> Vec<CacheKind>;

@@ -9,21 +9,20 @@ use crate::{Config, DecoderFamily, DecoderSpec, Result};
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["gemma"], spec);
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
-    family(c)
+    // The first files say `gelu` and mean its tanh form; other keys for it are not read here.
+    let act = match c.activation("hidden_act", Activation::GeluTanh)? {
+        Activation::Gelu => Activation::GeluTanh,
+        act => act,
+    };
+    family(c, act)
 }
 
 /// What all gemmas have in common.
-pub(super) fn family(c: &Config<'_>) -> Result<DecoderSpec> {
+pub(super) fn family(c: &Config<'_>, act: Activation) -> Result<DecoderSpec> {
     let defaults = Defaults { tied: true, context: 8192, head_dim: Some(256), ..DEFAULTS };
     let mut spec = follow(c, &defaults)?;
     map_norms(&mut spec, plus_one);
     spec.embed_scale = Some((spec.dim as f32).sqrt());
-    // The first files say `gelu` in `hidden_act` and mean the tanh form, as `hidden_activation` then says.
-    let key = if c.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
-    let act = match c.activation(key, Activation::GeluTanh)? {
-        Activation::Gelu => Activation::GeluTanh,
-        act => act,
-    };
     let attn_bias = bias(c, "attention_bias")?;
     for layer in &mut spec.layers {
         layer.mlp.act = act;

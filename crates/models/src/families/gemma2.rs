@@ -1,12 +1,14 @@
 //! Gemma 2: norms before and after, every other layer with a window, scores and logits capped.
 
+use rillm_tensor_core::Activation;
+
 use super::gemma::family;
 use crate::{Config, DecoderFamily, DecoderSpec, Norms, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["gemma2"], spec);
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
-    let mut spec = family(c)?;
+    let mut spec = family(c, c.activation("hidden_activation", Activation::GeluTanh)?)?;
     caps_and_scale(c, &mut spec, [Some(50.0), Some(30.0)])?;
     let window = c.count_or("sliding_window", 4096)?;
     let sliding = c.sliding_layers(spec.layers.len(), |i| i % 2 == 0)?;

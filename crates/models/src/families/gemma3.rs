@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rillm_nn::{RopeScaling, RopeSpec, RotaryEmbedding};
+use rillm_tensor_core::Activation;
 
 use super::gemma::family;
 use super::gemma2::caps_and_scale;
@@ -14,7 +15,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     if c.flag("use_bidirectional_attention", false)? {
         return Err(c.unsupported("use_bidirectional_attention", "false"));
     }
-    let mut spec = family(c)?;
+    let mut spec = family(c, c.activation("hidden_activation", Activation::GeluTanh)?)?;
     caps_and_scale(c, &mut spec, [None, None])?;
     spec.context = Some(c.count_or("max_position_embeddings", 131_072)?);
     let head_dim = spec.layers.first().map_or(0, |l| l.attn.params.head_dim);
@@ -27,6 +28,8 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         layer.attn.params.window = sliding.then_some(window);
         layer.attn.rope = Some(if sliding { local.clone() } else { global.clone() });
         layer.attn.qk_norm = Some(layer.norm);
+        // The key is in the configuration's class, but no implementation caps gemma3's scores.
+        layer.attn.params.softcap = None;
     }
     Ok(spec)
 }

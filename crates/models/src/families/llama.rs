@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rillm_nn::{AttentionSpec, Bias, MlpKind, MlpSpec, NormKind, RotaryEmbedding};
+use rillm_nn::{AttentionSpec, Bias, MlpKind, MlpSpec, NormKind, RopeScaling, RotaryEmbedding};
 use rillm_tensor_core::{Activation, AttnParams};
 
 use crate::{Config, DecoderFamily, DecoderSpec, LayerSpec, Norms, Result};
@@ -49,6 +49,11 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
         return Err(c.unsupported("num_key_value_heads", &format!("a divisor of {heads} heads")));
     }
     let norm = c.rms_norm(defaults.eps)?;
+    let rope = c.rope(head_dim, defaults.theta, None)?;
+    let context = match rope.scaling {
+        RopeScaling::Dynamic { .. } => None,
+        _ => Some(c.count_or("max_position_embeddings", defaults.context)?),
+    };
     let layer = LayerSpec {
         attn: AttentionSpec {
             dim,
@@ -63,7 +68,7 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
             qkv_bias: Bias::None,
             o_bias: Bias::None,
             qk_norm: None,
-            rope: Some(Arc::new(RotaryEmbedding::new(c.rope(head_dim, defaults.theta, None)?))),
+            rope: Some(Arc::new(RotaryEmbedding::new(rope))),
         },
         mlp: MlpSpec {
             kind: MlpKind::Gated,
@@ -78,7 +83,7 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
     Ok(DecoderSpec {
         dim,
         vocab: c.count("vocab_size")?,
-        context: Some(c.count_or("max_position_embeddings", defaults.context)?),
+        context,
         learned_positions: None,
         embed_scale: None,
         layers: vec![layer; c.count("num_hidden_layers")?.min(MAX_LAYERS)],

@@ -1,0 +1,294 @@
+//! From a name to a running model: finds the files, reads the configuration, packs the weights.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rillm_generate::{EosTokenId, LocalSession, Session, SharedSession, StopTokens, Tokenizer};
+use rillm_models::{Config, Registry};
+use rillm_nn::{Quantization, Safetensors, WeightSource};
+use rillm_tensor_core::Backend;
+use rillm_tensor_core::cpu::{Cpu, Precision};
+use serde_json::Value;
+
+use crate::model::{Parts, Text};
+use crate::{Error, LanguageModel, ModelInfo, RandomShape, Result};
+
+/// What computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Device {
+    /// The CPU backend, with the fastest kernels this processor has.
+    #[default]
+    Cpu,
+}
+
+impl Device {
+    /// The fastest device of this build on this machine.
+    pub fn best() -> Self {
+        Self::Cpu
+    }
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "cpu" => Ok(Self::Cpu),
+            _ => Err(format!("no device {name:?} in this build; there is cpu")),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cpu")
+    }
+}
+
+/// Loads `name` with default choices: a folder, a `.gguf` file, or a repository of the Hugging Face hub.
+///
+/// # Errors
+/// A model that can't be found, read or understood.
+pub fn load(name: impl Into<String>) -> Result<LanguageModel> {
+    Loader::new(name).load()
+}
+
+/// Loads a model with choices.
+#[derive(Debug)]
+pub struct Loader {
+    source: Source,
+    device: Device,
+    threads: Option<usize>,
+    precision: Precision,
+    kernels: Option<String>,
+    context: Option<usize>,
+    registry: Registry<Cpu>,
+    #[cfg(feature = "hub")]
+    hub: Option<crate::hub::HubOptions>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Named(String),
+    Random(RandomShape),
+}
+
+impl Loader {
+    /// Will load `name`: a folder, a `.gguf` file, or a repository of the Hugging Face hub.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self::of(Source::Named(name.into()))
+    }
+
+    /// Will make a model of random weights, for measuring.
+    pub fn random(shape: RandomShape) -> Self {
+        Self::of(Source::Random(shape))
+    }
+
+    fn of(source: Source) -> Self {
+        Self {
+            source,
+            device: Device::default(),
+            threads: None,
+            precision: Precision::default(),
+            kernels: None,
+            context: None,
+            registry: Registry::default(),
+            #[cfg(feature = "hub")]
+            hub: None,
+        }
+    }
+
+    /// Computes on `device`.
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Computes with `n` threads; by default one for each physical performance core.
+    pub fn threads(mut self, n: usize) -> Self {
+        self.threads = Some(n);
+        self
+    }
+
+    /// Computes with `f32` activations and caches, bit for bit the same whatever the batch, chunk and threads.
+    pub fn exact(mut self) -> Self {
+        self.precision = Precision::Exact;
+        self
+    }
+
+    /// Pins the CPU's kernels; see [`Cpu::kernel_names`].
+    pub fn kernels(mut self, name: impl Into<String>) -> Self {
+        self.kernels = Some(name.into());
+        self
+    }
+
+    /// Allows sequences of `tokens`; by default as many as the model was made for.
+    pub fn context(mut self, tokens: usize) -> Self {
+        self.context = Some(tokens);
+        self
+    }
+
+    /// Adds a family of models from outside this workspace.
+    pub fn family(mut self, family: impl rillm_models::Family<Cpu> + 'static) -> Self {
+        self.registry.add(family);
+        self
+    }
+
+    /// Where and how to download, instead of what the environment says.
+    #[cfg(feature = "hub")]
+    pub fn hub(mut self, options: crate::hub::HubOptions) -> Self {
+        self.hub = Some(options);
+        self
+    }
+
+    /// Loads the model.
+    ///
+    /// # Errors
+    /// A model that can't be found, read or understood, or a backend that can't start.
+    pub fn load(mut self) -> Result<LanguageModel> {
+        let registry = std::mem::take(&mut self.registry);
+        let mut cpu = Cpu::builder().precision(self.precision);
+        if let Some(n) = self.threads {
+            cpu = cpu.threads(n);
+        }
+        if let Some(name) = self.kernels.take() {
+            cpu = cpu.kernels(name);
+        }
+        match self.device {
+            Device::Cpu => self.load_on(cpu.build()?, &registry),
+        }
+    }
+
+    /// Loads the model on a backend of yours, with the families of `registry`. Choices of device, threads, kernels
+    /// and precision are the backend's then.
+    ///
+    /// # Errors
+    /// A model that can't be found, read or understood.
+    pub fn load_on<B: Backend>(self, backend: B, registry: &Registry<B>) -> Result<LanguageModel> {
+        let started = Instant::now();
+        let checkpoint = match &self.source {
+            Source::Random(shape) => shape.checkpoint(),
+            Source::Named(name) => Checkpoint::open(&self.find(name)?)?,
+        };
+        let config = Config::new(&checkpoint.config)?;
+        let model = registry.load(&config, &*checkpoint.weights, &backend)?;
+        let stop_tokens = checkpoint.stop_tokens();
+        let device = backend.name();
+        let session = LocalSession::new(backend, model, self.context);
+        let info = ModelInfo {
+            model_type: config.model_type()?.to_owned(),
+            device,
+            vocab: session.vocab(),
+            context: session.context(),
+            weight_bytes: session.weight_bytes(),
+            load_time: started.elapsed(),
+        };
+        Ok(LanguageModel(Arc::new(Parts {
+            session: SharedSession::new(session),
+            text: checkpoint.text,
+            stop_tokens,
+            generation_config: checkpoint.generation_config,
+            info,
+        })))
+    }
+
+    /// The folder or file that `name` means; what is on this machine wins over the hub.
+    fn find(&self, name: &str) -> Result<PathBuf> {
+        let path = Path::new(name);
+        if path.exists() {
+            return Ok(path.to_owned());
+        }
+        #[cfg(feature = "hub")]
+        {
+            let local = path.is_absolute() || name.starts_with('.') || name.matches('/').count() > 2;
+            if !local {
+                let options = self.hub.clone().unwrap_or_else(crate::hub::HubOptions::from_env);
+                return Ok(crate::hub::snapshot(name, &options)?);
+            }
+        }
+        Err(Error::NotFound { name: name.to_owned() })
+    }
+}
+
+/// What lies in a folder or file, opened.
+pub(crate) struct Checkpoint {
+    pub(crate) config: Value,
+    pub(crate) generation_config: Option<Value>,
+    pub(crate) weights: Box<dyn WeightSource>,
+    pub(crate) text: Text,
+}
+
+impl Checkpoint {
+    fn open(path: &Path) -> Result<Self> {
+        let is_gguf = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+        match is_gguf {
+            #[cfg(feature = "gguf")]
+            true => Self::gguf(path),
+            _ => Self::folder(path),
+        }
+    }
+
+    fn folder(dir: &Path) -> Result<Self> {
+        let path = dir.join("config.json");
+        let config = read_json(&path)?.ok_or_else(|| {
+            let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+            Error::Io { path, source }
+        })?;
+        let weights = Safetensors::open(dir)?.with_quantization(Quantization::from_config(&config)?);
+        Ok(Self {
+            generation_config: read_json(&dir.join("generation_config.json"))?,
+            text: Text::new(Tokenizer::from_folder(dir)),
+            weights: Box::new(weights),
+            config,
+        })
+    }
+
+    #[cfg(feature = "gguf")]
+    fn gguf(path: &Path) -> Result<Self> {
+        use rillm_models::gguf;
+        let file = rillm_nn::Gguf::open(path)?;
+        let (config, layout) = (gguf::config(&file)?, gguf::layout(&file)?);
+        let text = Text::new(Tokenizer::from_gguf(&file));
+        let weights = Box::new(rillm_nn::Adapted::new(file, layout));
+        Ok(Self { config, generation_config: None, weights, text })
+    }
+
+    fn stop_tokens(&self) -> StopTokens {
+        let eos = |config: &Value| -> Option<EosTokenId> {
+            serde_json::from_value(config.get("eos_token_id")?.clone()).ok()
+        };
+        let generation = self.generation_config.as_ref().and_then(eos);
+        let mut tokens = StopTokens::of_checkpoint(generation.as_ref(), eos(&self.config).as_ref(), None);
+        if let Ok(tokenizer) = &self.text.tokenizer {
+            tokens.extend(tokenizer.eos().iter().copied());
+        }
+        tokens
+    }
+}
+
+impl Text {
+    pub(crate) fn new(tokenizer: rillm_generate::Result<Tokenizer>) -> Self {
+        let tokenizer = tokenizer.map_err(Arc::new);
+        let template = match &tokenizer {
+            Ok(tokenizer) => tokenizer.chat_template().map_err(Arc::new),
+            Err(error) => Err(Arc::clone(error)),
+        };
+        Self { tokenizer, template }
+    }
+}
+
+/// The JSON of a file, `None` if there is no such file.
+fn read_json(path: &Path) -> Result<Option<Value>> {
+    match std::fs::read(path) {
+        Ok(bytes) => match serde_json::from_slice(&bytes) {
+            Ok(value) => Ok(Some(value)),
+            Err(source) => Err(Error::Json { path: path.to_owned(), source }),
+        },
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::Io { path: path.to_owned(), source }),
+    }
+}
