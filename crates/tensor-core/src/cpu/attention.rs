@@ -62,7 +62,9 @@ pub(crate) fn attention(
     let divided = Work { parts: Some(Shared(std::ptr::null_mut())), ..work };
     let floats = divided.partials();
     let few = ctx.threads.count() > 1 && whole < TASKS * ctx.threads.count();
-    if !few || divided.tasks() == whole || floats > PARTIALS {
+    // Keys that are read once are read in the order of memory.
+    let once = spans.iter().all(|s| s.rows.len() <= work.tile_queries());
+    if !(few || once) || divided.tasks() == whole || floats > PARTIALS {
         return work.run(whole);
     }
     let mut buffer = ctx.scratch.take(floats * size_of::<f32>())?;
@@ -167,13 +169,14 @@ impl<'a> Work<'a> {
                 partials += self.partials_of(span);
                 continue;
             }
-            let parts = self.parts_of(span);
-            let first = i / parts / self.p.kv_heads * self.tile_queries();
-            let part = i % parts;
+            // Heads of a chunk follow each other: their keys share pages, and lines of cache at their edges.
+            let kv_head = i % self.p.kv_heads;
+            let part = i / self.p.kv_heads % self.parts_of(span);
+            let first = i / self.p.kv_heads / self.parts_of(span) * self.tile_queries();
             return Some(Task {
                 span,
                 queries: first..span.rows.len().min(first + self.tile_queries()),
-                kv_head: i / parts % self.p.kv_heads,
+                kv_head,
                 chunks: if self.parts.is_some() {
                     part..part + 1
                 } else {

@@ -155,8 +155,9 @@ impl<'a> Tile<'a> {
             return;
         }
         let (lanes, chunks) = (self.lanes(), self.width / LANES);
-        for (d, &x) in query.iter().enumerate() {
-            self.q[(d % LANES * chunks + d / LANES) * lanes + row] = x;
+        for (chunk, values) in query.chunks(LANES).enumerate() {
+            let column = self.q[chunk * lanes..].iter_mut().skip(row).step_by(chunks * lanes);
+            column.zip(values).for_each(|(q, &x)| *q = x);
         }
     }
 

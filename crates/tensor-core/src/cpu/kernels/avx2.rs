@@ -101,6 +101,16 @@ impl<const VNNI: bool> Vector for Avx2<VNNI> {
         [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])]
     }
     #[inline(always)]
+    unsafe fn store_sums(p: *mut f32, a: [F; 4]) {
+        let [a, b, c, d] = a.map(|[low, high]| _mm256_add_ps(low, high));
+        let ab = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+        let cd = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(c, d), _mm256_permute2f128_ps::<0x31>(c, d));
+        let x = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(ab, cd), _mm256_shuffle_ps::<0xee>(ab, cd));
+        let x = _mm256_add_ps(_mm256_shuffle_ps::<0x88>(x, x), _mm256_shuffle_ps::<0xdd>(x, x));
+        // a and c in the lower half, b and d in the upper one.
+        _mm_storeu_ps(p, _mm_unpacklo_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x)));
+    }
+    #[inline(always)]
     unsafe fn reduce_sum(a: F) -> f32 {
         let a = _mm256_add_ps(a[0], a[1]);
         let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));

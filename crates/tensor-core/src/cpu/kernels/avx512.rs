@@ -116,6 +116,17 @@ impl<const BF16: bool> Vector for Avx512<BF16> {
         _mm512_min_ps(a, b)
     }
     #[inline(always)]
+    unsafe fn store_sums(p: *mut f32, [a, b, c, d]: [__m512; 4]) {
+        // Quarters of registers: those of two vectors are added in one register, then those of four.
+        let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+        let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
+        let x = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+        let x = _mm512_add_ps(x, _mm512_permute_ps::<0b01_00_11_10>(x));
+        let x = _mm512_add_ps(x, _mm512_permute_ps::<0b10_11_00_01>(x));
+        let sums = _mm512_maskz_compress_ps(0x1111, x);
+        _mm_storeu_ps(p, _mm512_castps512_ps128(sums));
+    }
+    #[inline(always)]
     unsafe fn reduce_sum(a: __m512) -> f32 {
         let [lo, hi] = halves(a);
         let a = _mm256_add_ps(lo, hi);

@@ -106,6 +106,15 @@ pub(crate) trait Vector: Copy + 'static {
         }
     }
 
+    /// Stores the [`reduce_sum`](Self::reduce_sum) of each.
+    #[inline(always)]
+    unsafe fn store_sums(p: *mut f32, a: [Self::F; 4]) {
+        for (i, a) in a.into_iter().enumerate() {
+            // SAFETY: this function's own contract.
+            unsafe { *p.add(i) = Self::reduce_sum(a) };
+        }
+    }
+
     #[inline(always)]
     unsafe fn neg(a: Self::F) -> Self::F {
         // SAFETY: this function's own contract. Subtracting from -0 flips the sign of zeros too.

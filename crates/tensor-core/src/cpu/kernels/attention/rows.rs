@@ -4,6 +4,22 @@ use super::{BLOCK, CachedHead, Scoring, Seen, Tile, first, padded, score};
 use crate::cpu::kernels::vector::{Kernel, LANES, Vector};
 use crate::cpu::tensor::KvData;
 
+/// Cached rows between the one that is read and the one that is asked for: a head's part of a row is too short for
+/// the processor to see where the next one is.
+const AHEAD: usize = 16;
+
+/// Asks for `len` bytes from `p` on, which need not be valid.
+///
+/// # Safety
+/// That of [`Vector`]'s functions.
+#[inline(always)]
+unsafe fn prefetch<V: Vector>(p: *const u8, len: usize) {
+    for line in (0..len).step_by(64) {
+        // SAFETY: a prefetch may ask for any address.
+        unsafe { V::prefetch(p.wrapping_add(line)) };
+    }
+}
+
 /// [`load`]: as many rows as `dst` has.
 pub(super) struct Load<'a> {
     pub(super) src: CachedHead<'a>,
@@ -25,6 +41,7 @@ impl Kernel for Load<'_> {
                 match data {
                     KvData::F32(x) => {
                         let x = x.as_ptr().add(from);
+                        prefetch::<V>(x.wrapping_add(AHEAD * stride).cast(), 4 * head_dim);
                         for d in (0..whole).step_by(LANES) {
                             V::store(dst.add(d), V::load(x.add(d)));
                         }
@@ -34,6 +51,7 @@ impl Kernel for Load<'_> {
                     }
                     KvData::F16(x) => {
                         let x = x.as_ptr().add(from).cast::<u16>();
+                        prefetch::<V>(x.wrapping_add(AHEAD * stride).cast(), 2 * head_dim);
                         for d in (0..whole).step_by(LANES) {
                             V::store(dst.add(d), V::load_f16(x.add(d)));
                         }
@@ -47,7 +65,7 @@ impl Kernel for Load<'_> {
     }
 }
 
-/// Scores of keys `lo..hi`, row by row.
+/// Scores of keys `lo..hi`, and of some more, row by row.
 pub(super) struct ScoreRows<'t, 'a> {
     pub(super) tile: &'t mut Tile<'a>,
     pub(super) lo: usize,
@@ -58,46 +76,42 @@ impl Kernel for ScoreRows<'_, '_> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        const KEYS: usize = 4;
         let tile = self.tile;
         let width = tile.width;
         for row in 0..tile.rows() {
-            let mut key = self.lo;
-            // SAFETY: rows of `q`, `k` and `s` have `width`, `width` and `BLOCK` values; keys end at `hi`.
-            unsafe {
-                let q = tile.q.as_ptr().add(row * width);
-                let s = tile.s.as_mut_ptr().add(row * BLOCK);
-                while key + KEYS <= self.hi {
-                    dot_row::<V, KEYS>(q, tile.k.as_ptr().add(key * width), width, s.add(key));
-                    key += KEYS;
-                }
-                while key < self.hi {
-                    dot_row::<V, 1>(q, tile.k.as_ptr().add(key * width), width, s.add(key));
-                    key += 1;
+            for key in (self.lo..self.hi).step_by(KEYS) {
+                // The last keys may lie before `lo` or past `hi`: nobody looks at their scores.
+                let key = key.min(BLOCK - KEYS);
+                // SAFETY: rows of `q`, `k` and `s` have `width`, `width` and `BLOCK` values, and `KEYS` keys follow.
+                unsafe {
+                    let q = tile.q.as_ptr().add(row * width);
+                    let s = tile.s.as_mut_ptr().add(row * BLOCK + key);
+                    dot_row::<V>(q, tile.k.as_ptr().add(key * width), width, s);
                 }
             }
         }
     }
 }
 
-/// Products of one query and `K` keys: sums by lane over the vectors of a head, then
+/// Keys whose sums are in registers.
+const KEYS: usize = 4;
+
+/// Products of one query and some keys: sums by lane over the vectors of a head, then
 /// [`reduce_sum`](Vector::reduce_sum).
 ///
 /// # Safety
-/// That of [`Vector`]'s functions, for `width` values of the query and each key and `K` scores.
+/// That of [`Vector`]'s functions, for `width` values of the query and each key and as many scores as keys.
 #[inline(always)]
 #[expect(unsafe_op_in_unsafe_fn, reason = "offsets within the lengths that the contract names")]
-unsafe fn dot_row<V: Vector, const K: usize>(q: *const f32, k: *const f32, width: usize, s: *mut f32) {
-    let mut sums = [V::splat(0.0); K];
+unsafe fn dot_row<V: Vector>(q: *const f32, k: *const f32, width: usize, s: *mut f32) {
+    let mut sums = [V::splat(0.0); KEYS];
     for d in (0..width).step_by(LANES) {
         let x = V::load(q.add(d));
         for (i, sum) in sums.iter_mut().enumerate() {
             *sum = V::fma(x, V::load(k.add(i * width + d)), *sum);
         }
     }
-    for (i, &sum) in sums.iter().enumerate() {
-        *s.add(i) = V::reduce_sum(sum);
-    }
+    V::store_sums(s, sums);
 }
 
 /// Scores to weights, row by row; `m`, `l`, `o` follow.
