@@ -101,8 +101,9 @@ impl<const VNNI: bool> Vector for Avx2<VNNI> {
         [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])]
     }
     #[inline(always)]
-    unsafe fn store_sums(p: *mut f32, a: [F; 4]) {
-        let [a, b, c, d] = a.map(|[low, high]| _mm256_add_ps(low, high));
+    unsafe fn store_sums(p: *mut f32, [a, b, c, d]: [F; 4]) {
+        let (a, b) = (_mm256_add_ps(a[0], a[1]), _mm256_add_ps(b[0], b[1]));
+        let (c, d) = (_mm256_add_ps(c[0], c[1]), _mm256_add_ps(d[0], d[1]));
         let ab = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
         let cd = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(c, d), _mm256_permute2f128_ps::<0x31>(c, d));
         let x = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(ab, cd), _mm256_shuffle_ps::<0xee>(ab, cd));
