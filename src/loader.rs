@@ -159,7 +159,11 @@ impl Loader {
             cpu = cpu.kernels(name);
         }
         match self.device {
-            Device::Cpu => self.load_on(cpu.build()?, &registry),
+            Device::Cpu => {
+                let cpu = cpu.build()?;
+                let parts = self.parts(cpu.clone(), &registry)?;
+                Ok(LanguageModel(Arc::new(Parts { cpu: Some(cpu), ..parts })))
+            }
         }
     }
 
@@ -169,6 +173,10 @@ impl Loader {
     /// # Errors
     /// A model that can't be found, read or understood.
     pub fn load_on<B: Backend>(self, backend: B, registry: &Registry<B>) -> Result<LanguageModel> {
+        Ok(LanguageModel(Arc::new(self.parts(backend, registry)?)))
+    }
+
+    fn parts<B: Backend>(self, backend: B, registry: &Registry<B>) -> Result<Parts> {
         let started = Instant::now();
         let checkpoint = match &self.source {
             Source::Random(shape) => shape.checkpoint(),
@@ -187,13 +195,14 @@ impl Loader {
             weight_bytes: session.weight_bytes(),
             load_time: started.elapsed(),
         };
-        Ok(LanguageModel(Arc::new(Parts {
+        Ok(Parts {
             session: SharedSession::new(session),
             text: checkpoint.text,
             stop_tokens,
             generation_config: checkpoint.generation_config,
             info,
-        })))
+            cpu: None,
+        })
     }
 
     /// The folder or file that `name` means; what is on this machine wins over the hub.

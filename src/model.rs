@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rillm_generate::{ChatTemplate, Generator, Request, Session, SharedSession, StopTokens, Tokenizer};
+use rillm_tensor_core::cpu::{Bandwidth, Cpu};
 use serde_json::Value;
 
 use crate::{Completion, Generation, Prompt, Result};
@@ -19,6 +20,8 @@ pub(crate) struct Parts {
     pub(crate) stop_tokens: StopTokens,
     pub(crate) generation_config: Option<Value>,
     pub(crate) info: ModelInfo,
+    /// The backend, if it is the CPU.
+    pub(crate) cpu: Option<Cpu>,
 }
 
 /// What turns text into tokens and back, or why that can't be done: models without it still run on tokens.
@@ -105,6 +108,21 @@ impl LanguageModel {
     /// An empty prompt, or one longer than the context.
     pub fn tokens(&self, request: Request) -> Result<Generator<SharedSession>> {
         Ok(Generator::new(self.session(), request)?)
+    }
+
+    /// Prepares to measure how fast this machine reads memory with the threads that run the model, over a buffer as
+    /// large as its weights. `None` for other devices than the CPU.
+    ///
+    /// # Errors
+    /// No memory for the buffer.
+    pub fn bandwidth(&self) -> Result<Option<Bandwidth>> {
+        let cpu = self.0.cpu.as_ref();
+        Ok(cpu.map(|cpu| cpu.bandwidth(self.0.info.weight_bytes)).transpose()?)
+    }
+
+    /// Threads that compute on the CPU; 0 on other devices.
+    pub fn threads(&self) -> usize {
+        self.0.cpu.as_ref().map_or(0, Cpu::threads)
     }
 
     /// What is known of the model.

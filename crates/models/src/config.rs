@@ -225,7 +225,7 @@ impl Rope<'_, '_> {
         let part = self.config.positive_or("partial_rotary_factor", 1.0)?;
         let part = self.p.positive_or("partial_rotary_factor", part)?;
         let dims = (head_dim as f64 * part) as usize;
-        if dims == 0 || dims % 2 != 0 || dims > head_dim {
+        if dims == 0 || !dims.is_multiple_of(2) || dims > head_dim {
             let want = format!("an even number of rotated values of {head_dim}");
             return Err(wrong("partial_rotary_factor", &want, Some(&part.into())));
         }

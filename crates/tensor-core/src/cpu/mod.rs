@@ -4,6 +4,7 @@
 //! `kernels` compute, `tensor` owns memory.
 
 mod attention;
+mod bandwidth;
 mod buffer;
 mod kernels;
 mod matmul;
@@ -30,6 +31,7 @@ use self::tensor::{KvData, KvMut, Pool};
 use self::threads::Threads;
 use crate::{Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Result, Rope};
 
+pub use self::bandwidth::Bandwidth;
 pub use self::matmul::Precision;
 pub use self::tensor::CpuTensor;
 
@@ -321,7 +323,7 @@ impl Backend for Cpu {
 
     fn rms_norm(&self, x: &CpuTensor, w: &CpuWeight, eps: f32) -> Result<CpuTensor> {
         let (w, norm) = (w.vector("rms_norm")?, self.0.kernels.elementwise.rms_norm);
-        if w.is_empty() || x.cols % w.len() != 0 {
+        if w.is_empty() || !x.cols.is_multiple_of(w.len()) {
             return Err(shape("rms_norm", [x.rows, x.cols], [x.rows, w.len()]));
         }
         self.map_rows("rms_norm", x, x.cols, |_, x, out| {
@@ -347,7 +349,7 @@ impl Backend for Cpu {
     }
 
     fn rope(&self, x: CpuTensor, rope: &Rope, batch: &Batch) -> Result<CpuTensor> {
-        let fits = rope.head_dim > 0 && x.cols % rope.head_dim == 0 && 2 * rope.inv_freq.len() <= rope.head_dim;
+        let fits = rope.head_dim > 0 && x.cols.is_multiple_of(rope.head_dim) && 2 * rope.inv_freq.len() <= rope.head_dim;
         if !fits || batch.rows() != x.rows {
             return Err(shape("rope", [x.rows, x.cols], [batch.rows(), rope.head_dim]));
         }
@@ -367,7 +369,7 @@ impl Backend for Cpu {
         spans: &[AttnSpan<'_, CpuTensor>],
         p: &AttnParams,
     ) -> Result<CpuTensor> {
-        if q.cols != p.q_dim() || p.kv_heads == 0 || p.heads % p.kv_heads != 0 {
+        if q.cols != p.q_dim() || p.kv_heads == 0 || !p.heads.is_multiple_of(p.kv_heads) {
             return Err(shape("attention", [q.rows, q.cols], [q.rows, p.q_dim()]));
         }
         let views = spans.iter().map(|s| {

@@ -32,10 +32,3 @@ pub(crate) struct RowsMut<'a> {
     /// From the start of a row to that of the next, in values.
     pub stride: usize,
 }
-
-impl RowsMut<'_> {
-    /// Row `i`.
-    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
-        &mut self.data[i * self.stride..][..self.cols]
-    }
-}

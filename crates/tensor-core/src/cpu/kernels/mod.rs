@@ -11,6 +11,7 @@ pub(crate) mod matmul;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub(crate) mod panel;
+pub(crate) mod read;
 mod scalar;
 pub(crate) mod vector;
 
@@ -31,6 +32,8 @@ pub(crate) struct Kernels {
     pub multiply: fn(matmul::Tile<'_>),
     /// Tiles of queries against blocks of keys.
     pub attention: attention::Attention,
+    /// Reads every byte once, as fast as vectors can: see [`read::read`].
+    pub read: fn(&[u8]) -> f32,
     /// Norms, activations, rope.
     pub elementwise: elementwise::Elementwise,
 }
@@ -41,6 +44,7 @@ const fn table<V: Vector>(name: &'static str) -> Kernels {
         name,
         bf16: V::BF16,
         panel: panel::build::<V>,
+        read: read::read::<V>,
         multiply: matmul::multiply::<V>,
         attention: attention::Attention::of::<V>(),
         elementwise: elementwise::Elementwise::of::<V>(),
