@@ -8,6 +8,8 @@ use crate::{Error, Result, Session, Want, Work};
 
 /// Rows of one forward pass when a sequence has to be prefilled again.
 const CHUNK: usize = 512;
+/// Tokens by which a sequence's history grows at least.
+const GROWTH: usize = 256;
 
 /// A model and its sequences.
 #[derive(Debug)]
@@ -31,6 +33,19 @@ struct Sequence {
     tokens: Vec<u32>,
     /// Which rope frequencies its caches were computed with; see [`CausalLm::rope_set`].
     rope_set: usize,
+    /// Whether the caches were lost to a failed step and must be computed again.
+    stale: bool,
+}
+
+impl Sequence {
+    /// Appends `tokens`; memory grows in large steps, so that decoding rarely allocates.
+    fn extend(&mut self, tokens: &[u32]) {
+        let free = self.tokens.capacity() - self.tokens.len();
+        if tokens.len() > free {
+            self.tokens.reserve(tokens.len().max(GROWTH));
+        }
+        self.tokens.extend_from_slice(tokens);
+    }
 }
 
 impl<B: Backend> LocalSession<B> {
@@ -66,7 +81,7 @@ impl<B: Backend> LocalSession<B> {
             if work[..i].iter().any(|other| other.sequence == w.sequence) {
                 return Err(Error::RepeatedSequence { number: w.sequence });
             }
-            let tokens = len + w.tokens.len() + w.ahead;
+            let tokens = len.saturating_add(w.tokens.len()).saturating_add(w.ahead);
             if tokens > self.context {
                 return Err(Error::ContextFull { tokens, context: self.context });
             }
@@ -83,13 +98,13 @@ impl<B: Backend> LocalSession<B> {
         (self.model.rope_set(total), total)
     }
 
-    /// Recomputes the caches of sequences whose frequencies change with this work.
+    /// Recomputes the caches of sequences that lost them or whose frequencies change with this work.
     fn refresh(&mut self, work: &[Work<'_>]) -> Result<()> {
         for w in work {
             let sequence = self.sequence(w.sequence)?;
-            let (len, old) = (sequence.tokens.len(), sequence.rope_set);
+            let (len, old, stale) = (sequence.tokens.len(), sequence.rope_set, sequence.stale);
             let (set, total) = self.rope(w, len);
-            if set != old && len > 0 {
+            if (stale || set != old) && len > 0 {
                 self.caches[w.sequence].truncate(0).map_err(rillm_nn::Error::from)?;
                 for at in (0..len).step_by(CHUNK) {
                     let end = len.min(at + CHUNK);
@@ -104,7 +119,7 @@ impl<B: Backend> LocalSession<B> {
                 }
             }
             if let Some(Some(sequence)) = self.sequences.get_mut(w.sequence) {
-                sequence.rope_set = set;
+                (sequence.rope_set, sequence.stale) = (set, false);
             }
         }
         Ok(())
@@ -204,10 +219,17 @@ impl<B: Backend> Session for LocalSession<B> {
     }
 
     fn truncate(&mut self, sequence: usize, len: usize) -> Result<()> {
-        if self.sequence(sequence)?.tokens.len() == len {
+        let known = self.sequence(sequence)?;
+        let have = known.tokens.len();
+        if have == len {
             return Ok(());
         }
-        self.caches[sequence].truncate(len).map_err(rillm_nn::Error::from)?;
+        if len > have {
+            return Err(rillm_nn::Error::from(rillm_kvcache::Error::TooShort { len, have }).into());
+        }
+        if !known.stale {
+            self.caches[sequence].truncate(len).map_err(rillm_nn::Error::from)?;
+        }
         if let Some(Some(s)) = self.sequences.get_mut(sequence) {
             s.tokens.truncate(len);
         }
@@ -221,11 +243,11 @@ impl<B: Backend> Session for LocalSession<B> {
         for w in work {
             let Some(Some(sequence)) = self.sequences.get_mut(w.sequence) else { continue };
             if done.is_ok() {
-                sequence.tokens.extend_from_slice(w.tokens);
+                sequence.extend(w.tokens);
             } else if self.caches[w.sequence].truncate(sequence.tokens.len()).is_err() {
-                // Too far to go back: forget the sequence's past rather than keep a wrong one.
-                sequence.tokens.clear();
+                // The step failed while it computed old tokens again: the next one does that.
                 self.caches[w.sequence] = SequenceCache::new(&self.kinds);
+                sequence.stale = true;
             }
         }
         done

@@ -30,7 +30,10 @@ impl Table {
     }
 
     fn fill(&mut self, rope: &Rope, positions: &[u32]) {
-        self.rope.clone_from(rope);
+        // Field by field: a derived `clone_from` allocates anew.
+        let Rope { head_dim, inv_freq, scale, pairing } = rope;
+        self.rope.inv_freq.clone_from(inv_freq);
+        (self.rope.head_dim, self.rope.scale, self.rope.pairing) = (*head_dim, *scale, *pairing);
         self.positions.clear();
         self.positions.extend_from_slice(positions);
         self.cos.clear();
