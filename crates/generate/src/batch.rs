@@ -77,9 +77,9 @@ impl<S: Session> BatchGenerator<S> {
     /// Queues `request` and returns its number.
     ///
     /// # Errors
-    /// An empty prompt, or one longer than the context.
+    /// An empty prompt, one longer than the context, or tokens outside the vocabulary.
     pub fn add(&mut self, request: Request) -> Result<usize> {
-        let answer = Answer::new(request, 0, self.session.context())?;
+        let answer = Answer::new(request, 0, &self.session)?;
         self.added += 1;
         self.waiting.push_back((self.added - 1, answer));
         Ok(self.added - 1)

@@ -51,9 +51,9 @@ impl<S: Session> Generator<S> {
     /// Answers `request` in a sequence of its own.
     ///
     /// # Errors
-    /// An empty prompt, or one longer than the context.
+    /// An empty prompt, one longer than the context, or tokens outside the vocabulary.
     pub fn new(mut session: S, request: Request) -> Result<Self> {
-        let answer = Answer::new(request, 0, session.context())?;
+        let answer = Answer::new(request, 0, &session)?;
         let sequence = session.open();
         Ok(Self::with(session, sequence, true, answer))
     }
@@ -61,7 +61,8 @@ impl<S: Session> Generator<S> {
     /// Answers `request` in `sequence`, whose tokens are kept as far as they agree with the prompt.
     ///
     /// # Errors
-    /// An empty prompt, or one longer than the context; the sequence has then lost what did not agree.
+    /// An empty prompt, one longer than the context, or tokens outside the vocabulary; the sequence has then lost
+    /// what did not agree.
     pub fn continuing(mut session: S, sequence: usize, request: Request) -> Result<Self> {
         let known = session.common_prefix(sequence, &request.prompt);
         // The last token of the prompt is always run: its logits are the first that are needed.
@@ -71,7 +72,7 @@ impl<S: Session> Generator<S> {
             // A window has moved on: start again.
             Err(_) => session.truncate(sequence, 0).map(|()| 0)?,
         };
-        let answer = Answer::new(request, keep, session.context())?;
+        let answer = Answer::new(request, keep, &session)?;
         Ok(Self::with(session, sequence, false, answer))
     }
 

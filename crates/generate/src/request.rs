@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::logprobs::TokenLogprobs;
 use crate::processor::LogitsProcessor;
 use crate::sampler::{Greedy, Sampler};
-use crate::{Error, FinishReason, Result};
+use crate::{Error, FinishReason, Result, Session};
 
 /// A prompt and how to continue it.
 pub struct Request {
@@ -122,6 +122,9 @@ pub struct Token {
     pub logprobs: Option<TokenLogprobs>,
 }
 
+/// Tokens of an answer that memory is taken for before it begins; few answers are longer.
+const RESERVED: usize = 1 << 16;
+
 /// One answer between two steps: what was said so far, and when it ends.
 pub(crate) struct Answer {
     request: Request,
@@ -133,8 +136,9 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// Checks `request` against a context of `context` tokens; the session has run `fed` tokens of the prompt.
-    pub(crate) fn new(mut request: Request, fed: usize, context: usize) -> Result<Self> {
+    /// Checks `request` against the vocabulary and context of `session`, which has run `fed` tokens of the prompt.
+    pub(crate) fn new(mut request: Request, fed: usize, session: &impl Session) -> Result<Self> {
+        let (context, vocab) = (session.context(), session.vocab());
         let mut history = std::mem::take(&mut request.prompt);
         let tokens = history.len();
         if tokens == 0 {
@@ -143,7 +147,10 @@ impl Answer {
         if tokens > context {
             return Err(Error::PromptTooLong { tokens, context });
         }
-        history.reserve(request.max_tokens.min(context - tokens) + 1);
+        if let Some(&token) = history.iter().find(|token| **token as usize >= vocab) {
+            return Err(Error::TokenOutOfRange { token, vocab });
+        }
+        history.reserve(request.max_tokens.min(context - tokens).min(RESERVED) + 1);
         let finish = (request.max_tokens == 0).then_some(FinishReason::Length);
         Ok(Self { request, history, fed: fed.min(tokens - 1), finish })
     }
@@ -173,7 +180,7 @@ impl Answer {
         if self.finish.is_some() {
             return None;
         }
-        let end = self.history.len().min(self.fed + chunk.max(1));
+        let end = self.history.len().min(self.fed.saturating_add(chunk.max(1)));
         Some((&self.history[self.fed..end], self.history.len() - end))
     }
 
