@@ -36,8 +36,13 @@ pub enum Error {
     #[error(transparent)]
     Hub(#[from] crate::hub::HubError),
     /// The configuration does not describe a model, or the weights do not fit it.
-    #[error(transparent)]
-    Model(#[from] rillm_models::Error),
+    #[error("{}: {source}", path.display())]
+    Model {
+        /// The folder or file.
+        path: PathBuf,
+        /// What is wrong; boxed, to keep results small.
+        source: Box<rillm_models::Error>,
+    },
     /// The checkpoint's files.
     #[error(transparent)]
     Weights(#[from] rillm_nn::Error),

@@ -178,17 +178,22 @@ impl Loader {
 
     fn parts<B: Backend>(self, backend: B, registry: &Registry<B>) -> Result<Parts> {
         let started = Instant::now();
-        let checkpoint = match &self.source {
-            Source::Random(shape) => shape.checkpoint(),
-            Source::Named(name) => Checkpoint::open(&self.find(name)?)?,
+        let (path, checkpoint) = match &self.source {
+            Source::Random(shape) => (PathBuf::from("random weights"), shape.checkpoint()),
+            Source::Named(name) => {
+                let path = self.find(name)?;
+                let checkpoint = Checkpoint::open(&path)?;
+                (path, checkpoint)
+            }
         };
-        let config = Config::new(&checkpoint.config)?;
-        let model = registry.load(&config, &*checkpoint.weights, &backend)?;
+        let config = Config::new(&checkpoint.config).map_err(of(&path))?;
+        let model_type = config.model_type().map_err(of(&path))?.to_owned();
+        let model = registry.load(&config, &*checkpoint.weights, &backend).map_err(of(&path))?;
         let stop_tokens = checkpoint.stop_tokens();
         let device = backend.name();
         let session = LocalSession::new(backend, model, self.context);
         let info = ModelInfo {
-            model_type: config.model_type()?.to_owned(),
+            model_type,
             device,
             vocab: session.vocab(),
             context: session.context(),
@@ -247,7 +252,8 @@ impl Checkpoint {
             let source = std::io::Error::from(std::io::ErrorKind::NotFound);
             Error::Io { path, source }
         })?;
-        let weights = Safetensors::open(dir)?.with_quantization(Quantization::from_config(&config)?);
+        let quantization = Quantization::from_config(&config).map_err(of(dir))?;
+        let weights = Safetensors::open(dir)?.with_quantization(quantization);
         Ok(Self {
             generation_config: read_json(&dir.join("generation_config.json"))?,
             text: Text::new(Tokenizer::from_folder(dir)),
@@ -260,7 +266,8 @@ impl Checkpoint {
     fn gguf(path: &Path) -> Result<Self> {
         use rillm_models::gguf;
         let file = rillm_nn::Gguf::open(path)?;
-        let (config, layout) = (gguf::config(&file)?, gguf::layout(&file)?);
+        let (config, layout) =
+            (gguf::config(&file).map_err(of(path))?, gguf::layout(&file).map_err(of(path))?);
         let text = Text::new(Tokenizer::from_gguf(&file));
         let weights = Box::new(rillm_nn::Adapted::new(file, layout));
         Ok(Self { config, generation_config: None, weights, text })
@@ -288,6 +295,11 @@ impl Text {
         };
         Self { tokenizer, template }
     }
+}
+
+/// Says which checkpoint an error is about.
+fn of<E: Into<rillm_models::Error>>(path: &Path) -> impl Fn(E) -> Error {
+    |source| Error::Model { path: path.to_owned(), source: Box::new(source.into()) }
 }
 
 /// The JSON of a file, `None` if there is no such file.

@@ -219,8 +219,14 @@ struct Rope<'a, 'p> {
     p: Config<'p>,
 }
 
+/// Frequencies are computed before any weight has shown that the heads are as large as the configuration says.
+const MAX_HEAD_DIM: usize = 1 << 14;
+
 impl Rope<'_, '_> {
     fn spec(&self, head_dim: usize, theta: f64) -> Result<RopeSpec> {
+        if head_dim > MAX_HEAD_DIM {
+            return Err(wrong("head_dim", &format!("at most {MAX_HEAD_DIM}"), Some(&head_dim.into())));
+        }
         let theta = self.p.positive_or("rope_theta", self.config.positive_or("rope_theta", theta)?)?;
         let part = self.config.positive_or("partial_rotary_factor", 1.0)?;
         let part = self.p.positive_or("partial_rotary_factor", part)?;
