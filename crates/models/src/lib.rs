@@ -19,4 +19,4 @@ pub use config::Config;
 pub use decoder::{Decoder, DecoderSpec, LayerSpec, Norms};
 pub use error::{Error, Result};
 pub use names::Layout;
-pub use registry::{DecoderFamily, Family, Registry};
+pub use registry::{DecoderFamily, Family, Registry, decoder_spec};

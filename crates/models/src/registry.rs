@@ -66,6 +66,21 @@ impl<B: Backend> Family<B> for DecoderFamily {
     }
 }
 
+/// The decoder that `config` describes, without its weights, if its family is one that the [`Decoder`] runs.
+///
+/// # Errors
+/// [`Error::UnknownFamily`], or a configuration that is incomplete or not understood.
+pub fn decoder_spec(config: &Config<'_>) -> Result<DecoderSpec> {
+    let model_type = config.model_type()?;
+    match families::ALL.iter().find(|f| f.model_types.contains(&model_type)) {
+        Some(family) => (family.spec)(config),
+        None => Err(Error::UnknownFamily {
+            model_type: model_type.to_owned(),
+            known: families::ALL.iter().flat_map(|f| f.model_types).map(|&n| n.to_owned()).collect(),
+        }),
+    }
+}
+
 /// The families that a loader knows; later additions win over earlier ones of the same name.
 #[derive(Debug)]
 pub struct Registry<B: Backend> {

@@ -44,6 +44,9 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
         (Some(n), _) | (None, Some(n)) => n,
         (None, None) => (dim / heads).max(1),
     };
+    if head_dim > MAX_HEAD_DIM {
+        return Err(c.unsupported("head_dim", &format!("at most {MAX_HEAD_DIM}")));
+    }
     let kv_heads = c.count_or("num_key_value_heads", heads)?;
     if heads % kv_heads != 0 {
         return Err(c.unsupported("num_key_value_heads", &format!("a divisor of {heads} heads")));
@@ -92,6 +95,9 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
         logit_softcap: None,
     })
 }
+
+/// No model has wider heads; their frequencies are computed before any weight is seen.
+const MAX_HEAD_DIM: usize = 1 << 16;
 
 /// No model is deeper; a hostile count must not allocate without a file behind it.
 const MAX_LAYERS: usize = 4096;
