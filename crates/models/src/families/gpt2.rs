@@ -3,6 +3,7 @@
 use rillm_nn::{AttentionSpec, Bias, MlpKind, MlpSpec, NormKind, Origin, WeightSource};
 use rillm_tensor_core::{Activation, AttnParams};
 
+use super::llama::layer_count;
 use crate::names::{self, layer_of, stacked};
 use crate::{Config, DecoderFamily, DecoderSpec, LayerSpec, Layout, Norms, Result};
 
@@ -54,7 +55,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         context: Some(positions),
         learned_positions: Some(positions),
         embed_scale: None,
-        layers: (0..c.count("n_layer")?.min(4096)).map(layer).collect(),
+        layers: (0..layer_count(c, "n_layer")?).map(layer).collect(),
         norm,
         tied: c.flag("tie_word_embeddings", true)?,
         logit_softcap: None,

@@ -44,9 +44,6 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
         (Some(n), _) | (None, Some(n)) => n,
         (None, None) => (dim / heads).max(1),
     };
-    if head_dim > MAX_HEAD_DIM {
-        return Err(c.unsupported("head_dim", &format!("at most {MAX_HEAD_DIM}")));
-    }
     let kv_heads = c.count_or("num_key_value_heads", heads)?;
     if heads % kv_heads != 0 {
         return Err(c.unsupported("num_key_value_heads", &format!("a divisor of {heads} heads")));
@@ -89,18 +86,23 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
         context,
         learned_positions: None,
         embed_scale: None,
-        layers: vec![layer; c.count("num_hidden_layers")?.min(MAX_LAYERS)],
+        layers: vec![layer; layer_count(c, "num_hidden_layers")?],
         norm,
         tied: c.flag("tie_word_embeddings", defaults.tied)?,
         logit_softcap: None,
     })
 }
 
-/// No model has wider heads; their frequencies are computed before any weight is seen.
-const MAX_HEAD_DIM: usize = 1 << 16;
-
 /// No model is deeper; a hostile count must not allocate without a file behind it.
 const MAX_LAYERS: usize = 4096;
+
+/// The number of layers, under the name `key`.
+pub(super) fn layer_count(c: &Config<'_>, key: &str) -> Result<usize> {
+    match c.count(key)? {
+        n if n <= MAX_LAYERS => Ok(n),
+        _ => Err(c.unsupported(key, &format!("at most {MAX_LAYERS}"))),
+    }
+}
 
 /// Gives every layer of `spec` the norm that `of` makes of its own.
 pub(super) fn map_norms(spec: &mut DecoderSpec, of: fn(NormKind) -> NormKind) {
