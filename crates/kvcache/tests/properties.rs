@@ -1,0 +1,248 @@
+//! Random appends, views and truncations of every cache against a list of rows that forgets nothing.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use proptest::prelude::*;
+use rillm_kvcache::{CacheKind, DenseKvCache, Error, KvCache, RotatingKvCache, SequenceCache};
+use rillm_quant::RawTensor;
+use rillm_tensor_core::cpu::{Cpu, CpuTensor, Precision};
+use rillm_tensor_core::{AttnSpan, Backend, Ids};
+
+/// Values of a row.
+const COLS: usize = 3;
+/// Rows of the table that activations are made from.
+const TABLE: usize = 1 << 12;
+
+/// Activations `[n, COLS]` whose row `i` is told by `ids[i]`: made by embedding.
+struct Rows {
+    cpu: Cpu,
+    table: <Cpu as Backend>::Weight,
+}
+
+impl Rows {
+    fn new() -> Self {
+        let cpu = Cpu::builder().threads(1).precision(Precision::Exact).build().unwrap();
+        let values: Vec<f32> = (0..TABLE).flat_map(row).collect();
+        let table = cpu.prepare(&[RawTensor::from_f32(vec![TABLE, COLS], &values).unwrap()]).unwrap();
+        Self { cpu, table }
+    }
+
+    fn of(&self, ids: &[u32]) -> CpuTensor {
+        self.cpu.embed(&self.table, Ids::Host(ids)).unwrap()
+    }
+
+    fn append(&self, cache: &mut dyn KvCache<Cpu>, ids: &[u32]) {
+        // Values are other rows than keys, and both stand between rows of other sequences.
+        let around = |ids: Vec<u32>| [&[0, 1][..], &ids, &[2]].concat();
+        let k = self.of(&around(ids.to_vec()));
+        let v = self.of(&around(ids.iter().map(|id| id + 1).collect()));
+        cache.append(&self.cpu, &k, &v, 2..2 + ids.len()).unwrap();
+    }
+
+    fn read(&self, x: &CpuTensor) -> Vec<f32> {
+        let mut out = Vec::new();
+        self.cpu.read(x, &mut out).unwrap();
+        out
+    }
+}
+
+/// The row of `id`.
+fn row(id: usize) -> [f32; COLS] {
+    [id as f32, 0.5 - id as f32, 1.0 / (1.0 + id as f32)]
+}
+
+/// Positions that the queries of the latest `t` rows see by the view.
+fn visible(view: &AttnSpan<'_, CpuTensor>, t: usize) -> Vec<usize> {
+    let len = view.layout.len;
+    let first = (len - t + 1).saturating_sub(view.window.unwrap_or(usize::MAX));
+    (0..len).filter(|p| *p < view.sink || *p >= first).collect()
+}
+
+/// What rows `len - t..len` should see, by definition.
+fn wanted(len: usize, t: usize, window: Option<usize>, keep: usize) -> Vec<usize> {
+    (0..len)
+        .filter(|p| *p < keep || (len - t..len).any(|q| *p <= q && window.is_none_or(|w| q - p < w)))
+        .collect()
+}
+
+/// Every visible position holds the row that was appended there.
+fn check(rows: &Rows, cache: &dyn KvCache<Cpu>, model: &[u32], t: usize, shape: (Option<usize>, usize)) {
+    assert_eq!(cache.len(), model.len());
+    assert_eq!(cache.is_empty(), model.is_empty());
+    let Some(view) = cache.view(7..7 + t) else {
+        assert!(model.is_empty());
+        return;
+    };
+    assert_eq!((view.rows.clone(), view.layout.len), (7..7 + t, model.len()));
+    let (keys, values) = (rows.read(view.k), rows.read(view.v));
+    let seen = visible(&view, t);
+    assert_eq!(seen, wanted(model.len(), t, shape.0, shape.1), "{t} rows");
+    for p in seen {
+        let at = view.layout.slot(p) * COLS;
+        let id = model[p] as usize;
+        assert_eq!(keys[at..at + COLS], row(id), "key {p} of {}", model.len());
+        assert_eq!(values[at..at + COLS], row(id + 1), "value {p} of {}", model.len());
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Append(usize),
+    /// To this part of the length, in thousandths; beyond 1000 it is too long.
+    Truncate(usize),
+    /// By so many positions.
+    Back(usize),
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let op = prop_oneof![
+        4 => (1usize..4).prop_map(Op::Append),
+        2 => (1usize..60).prop_map(Op::Append),
+        1 => (200usize..400).prop_map(Op::Append),
+        1 => (0usize..1100).prop_map(Op::Truncate),
+        2 => (0usize..6).prop_map(Op::Back),
+    ];
+    prop::collection::vec(op, 1..25)
+}
+
+/// Runs `ops` on `cache`, of these window and kept positions. Returns the largest append.
+fn run(rows: &Rows, cache: &mut dyn KvCache<Cpu>, ops: &[Op], shape: (Option<usize>, usize)) -> usize {
+    let (mut model, mut next, mut largest) = (Vec::new(), 0u32, 1);
+    // Rows of the latest append that were not taken back.
+    let mut latest = 0;
+    for op in ops {
+        let bytes = cache.bytes(&rows.cpu);
+        let len = match *op {
+            Op::Append(n) => {
+                let ids: Vec<u32> = (next..next + n as u32).map(|i| i % (TABLE as u32 - 1)).collect();
+                rows.append(cache, &ids);
+                (next, largest, latest) = (next + n as u32, largest.max(n), n);
+                model.extend(ids);
+                check(rows, cache, &model, n, shape);
+                continue;
+            }
+            Op::Truncate(part) => model.len() * part / 1000 + usize::from(part > 1000),
+            Op::Back(n) => model.len().saturating_sub(n),
+        };
+        let checked = cache.check_truncate(len);
+        match cache.truncate(len) {
+            Ok(()) => {
+                assert!(checked.is_ok() && len <= model.len());
+                latest = latest.saturating_sub(model.len() - len);
+                model.truncate(len);
+            }
+            Err(Error::TooShort { len: wanted, have }) => {
+                assert!(matches!(checked, Err(Error::TooShort { .. })));
+                assert_eq!((wanted, have), (len, model.len()));
+                assert!(len > model.len());
+            }
+            Err(Error::Overwritten { len: wanted, oldest, window }) => {
+                assert!(matches!(checked, Err(Error::Overwritten { .. })));
+                assert_eq!((wanted, Some(window)), (len, shape.0));
+                assert!(len < model.len() - latest, "the latest append can be taken back");
+                assert!(len > 0 && oldest > (len + 1).saturating_sub(window), "all that a row sees is there");
+            }
+            Err(other) => panic!("{other}"),
+        }
+        assert_eq!((cache.len(), cache.bytes(&rows.cpu)), (model.len(), bytes), "truncation moves nothing");
+    }
+    largest
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_dense_cache_keeps_everything(ops in ops()) {
+        run(&Rows::new(), &mut DenseKvCache::new(), &ops, (None, 0));
+    }
+
+    #[test]
+    fn a_rotating_cache_keeps_what_rows_see(window in 1usize..50, ops in ops()) {
+        let rows = Rows::new();
+        let mut cache = RotatingKvCache::new(window);
+        let largest = run(&rows, &mut cache, &ops, (Some(window), 0));
+        let slots = (window + largest).max(256.min(window));
+        prop_assert!(KvCache::<Cpu>::bytes(&cache, &rows.cpu) <= 2 * 4 * COLS * slots);
+    }
+
+    #[test]
+    fn a_rotating_cache_keeps_the_first_positions(size in 2usize..60, keep in 0usize..8, ops in ops()) {
+        let rows = Rows::new();
+        let mut cache = RotatingKvCache::with_keep(size, keep);
+        let keep = keep.min(size - 1);
+        let largest = run(&rows, &mut cache, &ops, (Some(size - keep), keep));
+        prop_assert!(KvCache::<Cpu>::bytes(&cache, &rows.cpu) <= 2 * 4 * COLS * (size + largest));
+    }
+
+    #[test]
+    fn a_wide_window_grows_like_the_sequence(window in 300usize..3000, ops in ops()) {
+        let rows = Rows::new();
+        let mut cache = RotatingKvCache::new(window);
+        let largest = run(&rows, &mut cache, &ops, (Some(window), 0));
+        let all: usize = ops.iter().map(|op| if let Op::Append(n) = op { *n } else { 0 }).sum();
+        let slots = (all + all / 2 + 256).min(window + largest);
+        prop_assert!(KvCache::<Cpu>::bytes(&cache, &rows.cpu) <= 2 * 4 * COLS * slots);
+    }
+
+    #[test]
+    fn a_sequence_goes_back_in_all_layers_or_in_none(
+        window in 1usize..30,
+        appends in prop::collection::vec(1usize..20, 1..12),
+        back in 0usize..60,
+    ) {
+        let rows = Rows::new();
+        let kinds = [CacheKind::Dense, CacheKind::Rotating { window }, CacheKind::None, CacheKind::Dense];
+        let mut caches: SequenceCache<Cpu> = SequenceCache::new(&kinds);
+        let mut len = 0;
+        for n in appends {
+            let ids: Vec<u32> = (len as u32..(len + n) as u32).collect();
+            for layer in [0, 1, 3] {
+                rows.append(caches.layer(layer).unwrap(), &ids);
+            }
+            len += n;
+        }
+        assert!(matches!(caches.layer(2), Err(Error::NoSuchLayer { layer: 2 })));
+        assert!(matches!(caches.layer(4), Err(Error::NoSuchLayer { layer: 4 })));
+        prop_assert_eq!(caches.len(), len);
+        let to = len.saturating_sub(back);
+        let lengths = |caches: &mut SequenceCache<Cpu>| [0, 1, 3].map(|l| caches.layer(l).unwrap().len());
+        match caches.truncate(to) {
+            Ok(()) => prop_assert_eq!(lengths(&mut caches), [to; 3]),
+            Err(_) => prop_assert_eq!(lengths(&mut caches), [len; 3]),
+        }
+    }
+}
+
+#[test]
+fn a_long_sequence_is_copied_rarely_and_a_window_never_grows() {
+    let rows = Rows::new();
+    let (mut dense, mut rotating) = (DenseKvCache::new(), RotatingKvCache::new(100));
+    let (mut sizes, mut rings) = (Vec::new(), Vec::new());
+    for i in 0..3000u32 {
+        rows.append(&mut dense, &[i % 4000]);
+        rows.append(&mut rotating, &[i % 4000]);
+        sizes.push(KvCache::<Cpu>::bytes(&dense, &rows.cpu));
+        rings.push(KvCache::<Cpu>::bytes(&rotating, &rows.cpu));
+    }
+    sizes.dedup();
+    rings.dedup();
+    assert!(sizes.len() <= 7, "grew {} times", sizes.len());
+    assert_eq!(sizes[0], 2 * 4 * COLS * 256);
+    assert!(*sizes.last().unwrap() <= 2 * 4 * COLS * 4700);
+    assert_eq!(rings, [2 * 4 * COLS * 100]);
+}
+
+#[test]
+fn nothing_is_allocated_for_an_empty_sequence() {
+    let rows = Rows::new();
+    let kinds = [CacheKind::Dense, CacheKind::Rotating { window: 1 << 20 }, CacheKind::None];
+    let mut caches: SequenceCache<Cpu> = SequenceCache::new(&kinds);
+    assert!(caches.is_empty());
+    assert_eq!((caches.len(), caches.bytes(&rows.cpu)), (0, 0));
+    caches.truncate(0).unwrap();
+    assert!(matches!(caches.truncate(1), Err(Error::TooShort { len: 1, have: 0 })));
+    assert!(matches!(caches.view(0, 0..1), Err(Error::NoSuchLayer { layer: 0 })));
+    // A window far wider than the sequence takes no more than the sequence needs.
+    rows.append(caches.layer(1).unwrap(), &[1]);
+    assert_eq!(caches.layer(1).unwrap().bytes(&rows.cpu), 2 * 4 * COLS * 256);
+}
