@@ -163,7 +163,7 @@ pub enum Error {
         /// Its shape.
         shape: Vec<usize>,
         /// Its type as the file names it.
-        dtype: String,
+        dtype: Box<str>,
         /// Bytes the shape takes.
         want: u64,
         /// Bytes of its range.
@@ -301,7 +301,7 @@ pub enum Error {
         /// Shape of the biases, if there are any.
         biases: Option<Vec<usize>>,
         /// What they should be, e.g. a format and a shape.
-        wanted: String,
+        wanted: Box<str>,
     },
 }
 

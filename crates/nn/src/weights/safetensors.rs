@@ -177,7 +177,7 @@ impl Safetensors {
             codes: codes.shape.clone(),
             scales: scales.shape.clone(),
             biases: biases.map(|b| b.shape.clone()),
-            wanted,
+            wanted: wanted.into(),
         };
         let meta = match scales.dtype {
             Dtype::Float(t) => Some(t),
@@ -364,7 +364,8 @@ impl File {
         let got = info.data_offsets.1 - info.data_offsets.0;
         if want != got {
             let (path, tensor) = (self.path.clone(), name.to_owned());
-            return Err(Error::ByteLength { path, tensor, shape, dtype: info.dtype.clone(), want, got });
+            let dtype = info.dtype.as_str().into();
+            return Err(Error::ByteLength { path, tensor, shape, dtype, want, got });
         }
         Ok(shape)
     }
