@@ -29,7 +29,7 @@ use self::rope::Angles;
 use self::rows::Rows;
 use self::tensor::{KvData, KvMut, Pool};
 use self::threads::Threads;
-use crate::{Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Result, Rope};
+use crate::{Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, KvLayout, Result, Rope};
 
 pub use self::bandwidth::Bandwidth;
 pub use self::matmul::Precision;
@@ -374,8 +374,10 @@ impl Backend for Cpu {
         }
         let views = spans.iter().map(|s| {
             let wrong = || shape("attention", [s.k.rows, s.k.cols], [s.layout.len, p.kv_dim()]);
-            let fits = |x: &CpuTensor| x.cols == p.kv_dim() && x.rows >= s.layout.len.min(s.layout.keep + s.layout.ring);
-            if !fits(s.k) || !fits(s.v) || s.rows.end > q.rows || s.rows.len() > s.layout.len {
+            let KvLayout { len, keep, ring } = s.layout;
+            let slots = len.min(keep.saturating_add(ring));
+            let fits = |x: &CpuTensor| x.cols == p.kv_dim() && x.rows >= slots && (ring > 0 || len <= keep);
+            if !fits(s.k) || !fits(s.v) || s.rows.end > q.rows || s.rows.len() > len {
                 return Err(wrong());
             }
             let (k, v) = s.k.kv().zip(s.v.kv()).ok_or_else(wrong)?;
@@ -415,8 +417,9 @@ impl Backend for Cpu {
     }
 
     fn split_cols<const N: usize>(&self, x: CpuTensor, widths: [usize; N]) -> Result<[CpuTensor; N]> {
-        if widths.iter().sum::<usize>() != x.cols {
-            return Err(shape("split_cols", [x.rows, x.cols], [x.rows, widths.iter().sum()]));
+        let all = widths.iter().fold(0usize, |n, w| n.saturating_add(*w));
+        if all != x.cols {
+            return Err(shape("split_cols", [x.rows, x.cols], [x.rows, all]));
         }
         let mut at = 0;
         Ok(widths.map(|width| {
@@ -427,7 +430,7 @@ impl Backend for Cpu {
 
     fn take_rows(&self, x: &CpuTensor, picked: &[usize]) -> Result<CpuTensor> {
         if let Some(row) = picked.iter().find(|r| **r >= x.rows) {
-            return Err(shape("take_rows", [x.rows, x.cols], [row + 1, x.cols]));
+            return Err(shape("take_rows", [x.rows, x.cols], [row.saturating_add(1), x.cols]));
         }
         let source = rows("take_rows", x)?;
         let mut out = self.alloc(picked.len(), x.cols)?;
@@ -437,7 +440,8 @@ impl Backend for Cpu {
 
     fn write_rows(&self, dst: &mut CpuTensor, at: usize, src: &CpuTensor, rows: Range<usize>) -> Result<()> {
         let (cols, n) = (dst.cols, rows.len());
-        let fits = src.cols == cols && rows.end <= src.rows && at + n <= dst.rows;
+        let there = rows.start <= rows.end && rows.end <= src.rows;
+        let fits = src.cols == cols && there && at.checked_add(n).is_some_and(|end| end <= dst.rows);
         let wrong = shape("write_rows", [src.rows, src.cols], [dst.rows, cols]);
         if !fits {
             return Err(wrong);
