@@ -187,7 +187,8 @@ fn configurations_without_sense() {
         llama(json!({"model_type": 3}), &["model_type", "3"]),
         llama(json!({"hidden_size": nine}), &["hidden_size", "1000000000"]),
         llama(json!({"num_hidden_layers": nine}), &["num_hidden_layers", "1000000000"]),
-        llama(json!({"num_hidden_layers": 1_000_000}), &["model.layers.2."]),
+        llama(json!({"num_hidden_layers": 1_000_000}), &["num_hidden_layers", "at most 4096"]),
+        llama(json!({"num_hidden_layers": 3}), &["no parameter model.layers.2."]),
         llama(json!({"num_hidden_layers": 0}), &["num_hidden_layers"]),
         llama(json!({"num_hidden_layers": 1}), &["does not use", "model.layers.1."]),
         llama(json!({"hidden_size": 1 << 24, "head_dim": null}), &["head"]),
@@ -236,7 +237,7 @@ fn configurations_without_sense() {
         gpt2(json!({"n_head": 3}), &["n_head"]),
         gpt2(json!({"n_head": 0}), &["n_head"]),
         gpt2(json!({"n_positions": 1 << 24}), &["wpe.weight"]),
-        gpt2(json!({"n_layer": 1 << 24}), &["model.layers.2."]),
+        gpt2(json!({"n_layer": 1 << 24}), &["n_layer"]),
         gpt2(json!({"activation_function": "tan"}), &["activation_function"]),
     ]);
 }
