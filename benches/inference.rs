@@ -68,7 +68,7 @@ fn prefill(c: &mut Criterion) {
 
 /// `x @ Wᵀ` for `W: [4096, 2048]` and 1, 8 and 128 rows of `x`, with every table of kernels.
 fn linear(c: &mut Criterion) {
-    let values: Vec<f32> = (0..4096 * 2048).map(|i| ((i * 7919) % 255) as f32 / 255.0 - 0.5).collect();
+    let values: Vec<f32> = (0..4096_u64 * 2048).map(|i| ((i * 7919) % 255) as f32 / 255.0 - 0.5).collect();
     let format = Format::Affine { bits: 4, group: 64, meta: FloatType::F32 };
     let raw = rillm::quant::encode(&values, vec![4096, 2048], format).unwrap();
     let table = RawTensor::from_f32(vec![1, 2048], &values[..2048]).unwrap();
