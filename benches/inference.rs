@@ -36,9 +36,13 @@ fn decode(c: &mut Criterion) {
         group.bench_function(format, |b| {
             let mut session = lm.session();
             let (sequence, mut logits) = (session.open(), Vec::new());
-            session.step(&[Work { sequence, tokens: &[1; 16], ahead: 0, want: Want::Last }], &mut logits).unwrap();
+            session
+                .step(&[Work { sequence, tokens: &[1; 16], ahead: 0, want: Want::Last }], &mut logits)
+                .unwrap();
             b.iter(|| {
-                session.step(&[Work { sequence, tokens: &[7], ahead: 0, want: Want::Last }], &mut logits).unwrap();
+                session
+                    .step(&[Work { sequence, tokens: &[7], ahead: 0, want: Want::Last }], &mut logits)
+                    .unwrap();
                 session.truncate(sequence, 16).unwrap();
             });
             session.close(sequence);
@@ -58,7 +62,9 @@ fn prefill(c: &mut Criterion) {
             let (mut session, mut logits) = (lm.session(), Vec::new());
             b.iter(|| {
                 let sequence = session.open();
-                session.step(&[Work { sequence, tokens: &tokens, ahead: 0, want: Want::Last }], &mut logits).unwrap();
+                session
+                    .step(&[Work { sequence, tokens: &tokens, ahead: 0, want: Want::Last }], &mut logits)
+                    .unwrap();
                 session.close(sequence);
             });
         });
@@ -75,14 +81,19 @@ fn linear(c: &mut Criterion) {
     let mut group = c.benchmark_group("linear 4:64 [4096, 2048]");
     for kernels in Cpu::kernel_names() {
         let cpu = Cpu::builder().kernels(kernels).build().unwrap();
-        let (w, table) = (cpu.prepare(std::slice::from_ref(&raw)).unwrap(), cpu.prepare(std::slice::from_ref(&table)).unwrap());
+        let (w, table) = (
+            cpu.prepare(std::slice::from_ref(&raw)).unwrap(),
+            cpu.prepare(std::slice::from_ref(&table)).unwrap(),
+        );
         for t in [1, 8, 128] {
             let x = cpu.embed(&table, Ids::Host(&vec![0; t])).unwrap();
             group.throughput(match t {
                 1 => Throughput::Bytes(cpu.weight_bytes(&w) as u64),
                 _ => Throughput::Elements((t * 4096 * 2048) as u64),
             });
-            group.bench_function(BenchmarkId::new(kernels, t), |b| b.iter(|| cpu.linear(&x, &w, None).unwrap()));
+            group.bench_function(BenchmarkId::new(kernels, t), |b| {
+                b.iter(|| cpu.linear(&x, &w, None).unwrap())
+            });
         }
     }
     group.finish();

@@ -135,7 +135,12 @@ fn measure(args: &Args, session: &mut SharedSession, repeat: usize) -> Result<(f
     }
     let first = started.elapsed().as_secs_f64();
     for _ in 1..args.gen_tokens {
-        let work = |(&sequence, token)| Work { sequence, tokens: std::slice::from_ref(token), ahead: 0, want: Want::Last };
+        let work = |(&sequence, token)| Work {
+            sequence,
+            tokens: std::slice::from_ref(token),
+            ahead: 0,
+            want: Want::Last,
+        };
         let work: Vec<_> = sequences.iter().zip(&next).map(work).collect();
         session.step(&work, &mut logits)?;
         for (token, row) in next.iter_mut().zip(logits.chunks_exact(vocab)) {

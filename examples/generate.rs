@@ -106,10 +106,16 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     }
     let s = done.statistics;
     eprintln!("{} on {}, loaded in {:.2} s", path.display(), lm.info().device, s.load_s);
-    eprintln!("prompt: {} tokens, {:.1} tokens/s, first token after {:.3} s", s.prompt_tokens, s.prompt_tps, s.ttft_s);
+    eprintln!(
+        "prompt: {} tokens, {:.1} tokens/s, first token after {:.3} s",
+        s.prompt_tokens, s.prompt_tps, s.ttft_s
+    );
     let bytes = s.weight_bytes_per_token as f64 / 1e6;
     let peak = s.peak_memory_bytes.map_or_else(|| "unknown".into(), |b| format!("{:.0} MB", b as f64 / 1e6));
-    eprintln!("generation: {} tokens, {:.1} tokens/s, {bytes:.1} MB of weights a token, peak memory {peak}", s.generated_tokens, s.generation_tps);
+    eprintln!(
+        "generation: {} tokens, {:.1} tokens/s, {bytes:.1} MB of weights a token, peak memory {peak}",
+        s.generated_tokens, s.generation_tps
+    );
     Ok(())
 }
 

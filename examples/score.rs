@@ -96,7 +96,8 @@ fn tokens(args: &Args, session: &mut SharedSession, ids: &[u32]) -> Result<()> {
     if let Some(path) = &args.logits {
         let greedy: Option<Vec<u8>> =
             greedy.as_ref().map(|g| g.iter().flat_map(|id| i64::from(*id).to_le_bytes()).collect());
-        let mut tensors = vec![("logits", TensorView::new(Dtype::F32, vec![ids.len(), session.vocab()], &logits)?)];
+        let mut tensors =
+            vec![("logits", TensorView::new(Dtype::F32, vec![ids.len(), session.vocab()], &logits)?)];
         if let Some(bytes) = &greedy {
             tensors.push(("greedy", TensorView::new(Dtype::I64, vec![bytes.len() / 8], bytes)?));
         }
@@ -166,7 +167,13 @@ fn read_tokens(path: &PathBuf) -> Result<Vec<u32>> {
     let file = SafeTensors::deserialize(&bytes).map_err(|e| format!("{}: {e}", path.display()))?;
     let ids = file.tensor("input_ids").map_err(|e| format!("{}: {e}", path.display()))?;
     if ids.dtype() != Dtype::I64 || ids.data().is_empty() {
-        return Err(format!("{}: input_ids: wanted i64 [t], got {:?} {:?}", path.display(), ids.dtype(), ids.shape()).into());
+        return Err(format!(
+            "{}: input_ids: wanted i64 [t], got {:?} {:?}",
+            path.display(),
+            ids.dtype(),
+            ids.shape()
+        )
+        .into());
     }
     let id = |b: &[u8; 8]| u32::try_from(i64::from_le_bytes(*b));
     Ok(ids.data().as_chunks::<8>().0.iter().map(id).collect::<std::result::Result<_, _>>()?)

@@ -95,10 +95,14 @@ impl WeightSource for RandomWeights {
     fn get_shaped(&self, name: &str, want: &[usize]) -> rillm_nn::Result<Option<RawTensor<'_>>> {
         let quant = |source| rillm_nn::Error::Quant { name: name.to_owned(), source };
         let [rows, cols] = want else {
-            return RawTensor::from_f32(want.to_vec(), &vec![1.0; want.iter().product()]).map(Some).map_err(quant);
+            return RawTensor::from_f32(want.to_vec(), &vec![1.0; want.iter().product()])
+                .map(Some)
+                .map_err(quant);
         };
         let [codes, scales, biases] = self.format.row_bytes(*cols).map_err(quant)?.map(|n| n * rows);
-        let mut seed = name.bytes().fold(0x9e37_79b9_7f4a_7c15, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+        let mut seed = name
+            .bytes()
+            .fold(0x9e37_79b9_7f4a_7c15, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
         let mut codes = random_bytes(codes, &mut seed);
         let (scale, bias): (&[u8], &[u8]) = match self.format {
             Format::Float(_) => {

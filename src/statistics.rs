@@ -35,7 +35,8 @@ impl Statistics {
     pub(crate) fn new(timing: Timing, load_s: f64, weight_bytes: usize, bandwidth: Option<f64>) -> Self {
         let rate = |n: usize, seconds: f64| if seconds > 0.0 { n as f64 / seconds } else { 0.0 };
         let ttft_s = timing.first_token.as_secs_f64();
-        let generation_tps = rate(timing.generated_tokens.saturating_sub(1), timing.after_first.as_secs_f64());
+        let generation_tps =
+            rate(timing.generated_tokens.saturating_sub(1), timing.after_first.as_secs_f64());
         Self {
             prompt_tokens: timing.prompt_tokens,
             cached_tokens: timing.cached_tokens,

@@ -45,7 +45,11 @@ fn golden(folder: &Path) -> Golden {
 fn load(folder: &Path) -> LanguageModel {
     let gguf = folder.join("model.gguf");
     let source = if gguf.exists() { gguf } else { folder.to_owned() };
-    Loader::new(source.to_str().unwrap()).exact().threads(2).load().unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
+    Loader::new(source.to_str().unwrap())
+        .exact()
+        .threads(2)
+        .load()
+        .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
 }
 
 /// Logits of all of `ids`, `chunk` tokens at a time.
@@ -85,7 +89,11 @@ fn distance(got: &[f32], want: &[f32]) -> f32 {
     assert_eq!(got.len(), want.len());
     let mean = want.iter().sum::<f32>() / want.len() as f32;
     let var = want.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / want.len() as f32;
-    let most = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, |m: f32, d| if d > m || d.is_nan() { d } else { m });
+    let most = got
+        .iter()
+        .zip(want)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |m: f32, d| if d > m || d.is_nan() { d } else { m });
     most / var.sqrt()
 }
 

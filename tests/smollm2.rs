@@ -34,7 +34,10 @@ fn greedy_tokens_and_text_are_those_of_transformers() {
         let got = generation.run().unwrap();
         if let Some(i) = (0..r.greedy.len()).find(|&i| got.tokens[i] != r.greedy[i]) {
             let [first, second] = r.top2_logits[i];
-            panic!("{}: token {i}: {} not {}; logits there {first} and {second}", r.prompt_text, got.tokens[i], r.greedy[i]);
+            panic!(
+                "{}: token {i}: {} not {}; logits there {first} and {second}",
+                r.prompt_text, got.tokens[i], r.greedy[i]
+            );
         }
         assert_eq!(got.text, r.greedy_text, "{}", r.prompt_text);
     }

@@ -86,7 +86,11 @@ impl<B: Backend> LocalSession<B> {
                 return Err(Error::ContextFull { tokens, context: self.context });
             }
             if let Some(&token) = w.tokens.iter().find(|t| **t as usize >= vocab) {
-                return Err(rillm_nn::Error::from(rillm_tensor_core::Error::TokenOutOfRange { token, vocab }).into());
+                return Err(rillm_nn::Error::from(rillm_tensor_core::Error::TokenOutOfRange {
+                    token,
+                    vocab,
+                })
+                .into());
             }
         }
         Ok(())

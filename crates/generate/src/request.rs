@@ -190,7 +190,12 @@ impl Answer {
     }
 
     /// Picks the next token from the logits that follow the history, `None` at the end of the answer.
-    pub(crate) fn pick(&mut self, logits: &mut [f32], context: usize, produced: usize) -> Result<Option<Token>> {
+    pub(crate) fn pick(
+        &mut self,
+        logits: &mut [f32],
+        context: usize,
+        produced: usize,
+    ) -> Result<Option<Token>> {
         let r = &mut self.request;
         for p in &mut r.processors {
             p.process(&self.history, logits);

@@ -50,10 +50,7 @@ impl<B: Backend> SequenceCache<B> {
     /// # Errors
     /// [`Error::NoSuchLayer`] if there is none.
     pub fn layer(&mut self, layer: usize) -> Result<&mut (dyn KvCache<B> + 'static)> {
-        self.layers
-            .get_mut(layer)
-            .and_then(|l| l.as_deref_mut())
-            .ok_or(Error::NoSuchLayer { layer })
+        self.layers.get_mut(layer).and_then(|l| l.as_deref_mut()).ok_or(Error::NoSuchLayer { layer })
     }
 
     /// What queries at rows `rows` of a batch meet in `layer`.

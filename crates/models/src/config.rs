@@ -252,7 +252,9 @@ impl Rope<'_, '_> {
         Ok(match self.kind()? {
             "default" => RopeScaling::None,
             "linear" => RopeScaling::Linear { factor: self.factor()? },
-            "dynamic" => RopeScaling::Dynamic { factor: self.factor()?, max_positions: self.max_positions()? },
+            "dynamic" => {
+                RopeScaling::Dynamic { factor: self.factor()?, max_positions: self.max_positions()? }
+            }
             "llama3" => RopeScaling::Llama3 {
                 factor: self.factor()?,
                 low: p.positive_or("low_freq_factor", 1.0)?,

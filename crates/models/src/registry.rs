@@ -16,12 +16,7 @@ pub trait Family<B: Backend>: Debug + Send + Sync {
     ///
     /// # Errors
     /// A configuration that is incomplete or not understood, parameters that are missing, misshapen or left over.
-    fn load(
-        &self,
-        config: &Config<'_>,
-        source: &dyn WeightSource,
-        be: &B,
-    ) -> Result<Box<dyn CausalLm<B>>>;
+    fn load(&self, config: &Config<'_>, source: &dyn WeightSource, be: &B) -> Result<Box<dyn CausalLm<B>>>;
 }
 
 /// A family that the [`Decoder`] runs: a translation of its configuration and of its parameters' names.
@@ -52,12 +47,7 @@ impl<B: Backend> Family<B> for DecoderFamily {
         self.model_types
     }
 
-    fn load(
-        &self,
-        config: &Config<'_>,
-        source: &dyn WeightSource,
-        be: &B,
-    ) -> Result<Box<dyn CausalLm<B>>> {
+    fn load(&self, config: &Config<'_>, source: &dyn WeightSource, be: &B) -> Result<Box<dyn CausalLm<B>>> {
         let spec = (self.spec)(config)?;
         let adapted = Adapted::new(source, (self.layout)(&spec, source));
         let ignored = |name: &str| (self.ignored)(&spec, name);

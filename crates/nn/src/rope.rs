@@ -161,9 +161,8 @@ impl RopeSpec {
                 theta.powf(-exponent)
             }
             RopeScaling::Yarn { factor, original, beta_fast, beta_slow, truncate, .. } => {
-                let pair_of = |rotations: f64| {
-                    d * (original / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
-                };
+                let pair_of =
+                    |rotations: f64| d * (original / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
                 let (mut low, mut high) = (pair_of(*beta_fast), pair_of(*beta_slow));
                 if *truncate {
                     (low, high) = (low.floor(), high.ceil());

@@ -7,7 +7,8 @@ use super::llama::layer_count;
 use crate::names::{self, layer_of, stacked};
 use crate::{Config, DecoderFamily, DecoderSpec, LayerSpec, Layout, Norms, Result};
 
-pub(super) const FAMILY: DecoderFamily = DecoderFamily { layout, ignored, ..DecoderFamily::new(&["gpt2"], spec) };
+pub(super) const FAMILY: DecoderFamily =
+    DecoderFamily { layout, ignored, ..DecoderFamily::new(&["gpt2"], spec) };
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let (dim, heads) = (c.count("n_embd")?, c.count("n_head")?);

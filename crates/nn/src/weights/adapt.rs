@@ -1,5 +1,6 @@
 //! A checkpoint under other names: where a layer's parameter lies in files that name, fuse or order it differently.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -86,9 +87,21 @@ impl<S: WeightSource, F: Fn(&str) -> Origin + Send + Sync> WeightSource for Adap
         let Some(raw) = self.source.get_shaped(origin.name(), &stored_shape)? else {
             return Ok(None);
         };
+        let stored = borrowed(&raw);
         let raw = transform(raw, &origin, &stored_shape)?;
+        if matches!(raw.codes, Cow::Owned(_)) {
+            stored.into_iter().for_each(|bytes| self.source.release(bytes));
+        }
         self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(origin.name().to_owned());
         Ok(Some(raw))
+    }
+
+    fn stored_name(&self, name: &str) -> String {
+        self.source.stored_name((self.origin)(name).name())
+    }
+
+    fn release(&self, bytes: &[u8]) {
+        self.source.release(bytes);
     }
 
     /// Stored names that no layer has asked for, plus those asked for so far under the layers' names: a layer
@@ -97,6 +110,14 @@ impl<S: WeightSource, F: Fn(&str) -> Origin + Send + Sync> WeightSource for Adap
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         self.source.names().into_iter().filter(|n| !used.contains(n)).collect()
     }
+}
+
+/// The bytes of `raw` that are somebody else's.
+fn borrowed<'a>(raw: &RawTensor<'a>) -> [&'a [u8]; 3] {
+    [&raw.codes, &raw.scales, &raw.biases].map(|part| match part {
+        Cow::Borrowed(bytes) => *bytes,
+        Cow::Owned(_) => &[],
+    })
 }
 
 /// The shape that the stored tensor must have for the parameter to have shape `want`.
@@ -173,6 +194,12 @@ impl<S: WeightSource + ?Sized> WeightSource for &S {
     }
     fn get_shaped(&self, name: &str, want: &[usize]) -> Result<Option<RawTensor<'_>>> {
         (**self).get_shaped(name, want)
+    }
+    fn stored_name(&self, name: &str) -> String {
+        (**self).stored_name(name)
+    }
+    fn release(&self, bytes: &[u8]) {
+        (**self).release(bytes);
     }
     fn names(&self) -> Vec<String> {
         (**self).names()

@@ -193,6 +193,10 @@ impl WeightSource for Gguf {
             .map_err(|source| Error::Quant { name: name.to_owned(), source })
     }
 
+    fn release(&self, bytes: &[u8]) {
+        self.bytes.release(bytes);
+    }
+
     fn names(&self) -> Vec<String> {
         self.tensors.keys().cloned().collect()
     }

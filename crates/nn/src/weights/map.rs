@@ -42,7 +42,41 @@ impl Bytes {
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
         Ok(Self::Mapped(map))
     }
+
+    /// Lets go of the pages that lie wholly in `part`, if that is mapped from this file: they are read again if
+    /// somebody looks. For what was copied, so that a checkpoint and its copy are not in memory at the same time.
+    pub fn release(&self, part: &[u8]) {
+        #[cfg(unix)]
+        if let Self::Mapped(map) = self {
+            let all = map.as_ptr_range();
+            let part = part.as_ptr_range();
+            if part.start < all.start || part.end > all.end {
+                return;
+            }
+            let at = |p: *const u8| p as usize - all.start as usize;
+            let (start, end) = (at(part.start).next_multiple_of(PAGE), at(part.end) / PAGE * PAGE);
+            if start < end {
+                // SAFETY: the pages are those of a file mapped read-only: dropping them changes no byte that a
+                // reader sees, the next access brings the file's bytes back.
+                let _ = unsafe {
+                    map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start)
+                };
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = part;
+    }
 }
+
+/// The size of a page, or a multiple of it.
+#[cfg(unix)]
+const PAGE: usize = if cfg!(target_arch = "x86_64") {
+    1 << 12
+} else if cfg!(target_vendor = "apple") {
+    1 << 14
+} else {
+    1 << 16
+};
 
 impl Deref for Bytes {
     type Target = [u8];

@@ -38,6 +38,17 @@ pub trait WeightSource: Send + Sync {
         self.get(name)
     }
 
+    /// What the parameter called `name` is called in the files, for errors.
+    fn stored_name(&self, name: &str) -> String {
+        name.to_owned()
+    }
+
+    /// Says that `bytes`, which a tensor of this source borrowed, were copied and won't be read soon: memory they
+    /// are mapped to can go.
+    fn release(&self, bytes: &[u8]) {
+        let _ = bytes;
+    }
+
     /// Names of all parameters (scales and biases of quantized matrices not listed on their own).
     fn names(&self) -> Vec<String>;
 }

@@ -281,6 +281,10 @@ impl WeightSource for Safetensors {
         self.find(name, want.last().copied())
     }
 
+    fn release(&self, bytes: &[u8]) {
+        self.files.iter().for_each(|file| file.bytes.release(bytes));
+    }
+
     fn names(&self) -> Vec<String> {
         self.tensors.keys().filter(|name| !self.is_part(name)).cloned().collect()
     }

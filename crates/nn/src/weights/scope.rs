@@ -1,5 +1,6 @@
 //! Path scopes over a checkpoint: the names a layer asks for, checked, prepared and accounted for.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -39,8 +40,7 @@ impl<'a, B: Backend> Weights<'a, B> {
         let shared = Shared { source, used: RefCell::default() };
         let model = build(&Weights { backend, shared: &shared, path: String::new() })?;
         let used = shared.used.borrow();
-        let names: Vec<_> =
-            source.names().into_iter().filter(|n| !used.contains(n) && !ignored(n)).collect();
+        let names: Vec<_> = source.names().into_iter().filter(|n| !used.contains(n) && !ignored(n)).collect();
         if names.is_empty() { Ok(model) } else { Err(Error::UnexpectedWeights { names }.into()) }
     }
 
@@ -74,7 +74,7 @@ impl<'a, B: Backend> Weights<'a, B> {
     pub fn raw(&self, leaf: &str, want: &[usize]) -> Result<RawTensor<'a>> {
         let name = self.name(leaf);
         let Some(raw) = self.shared.source.get_shaped(&name, want)? else {
-            return Err(Error::MissingWeight { name });
+            return Err(Error::MissingWeight { name: self.shared.source.stored_name(&name) });
         };
         if raw.shape != want {
             return Err(Error::WeightShape { name, got: raw.shape, want: want.to_vec() });
@@ -100,9 +100,15 @@ impl<'a, B: Backend> Weights<'a, B> {
         raw.decode().map_err(|source| Error::Quant { name: self.name(leaf), source })
     }
 
-    /// Packs stored tensors; see [`Backend::prepare`].
+    /// Packs stored tensors; see [`Backend::prepare`]. The checkpoint's pages go as soon as they are packed.
     pub(crate) fn prepare(&self, parts: &[RawTensor<'_>]) -> Result<B::Weight> {
-        Ok(self.backend.prepare(parts)?)
+        let weight = self.backend.prepare(parts)?;
+        for part in parts.iter().flat_map(|p| [&p.codes, &p.scales, &p.biases]) {
+            if let Cow::Borrowed(bytes) = part {
+                self.shared.source.release(bytes);
+            }
+        }
+        Ok(weight)
     }
 
     /// `{leaf}.weight: [out, in]`, dense or quantized as stored.

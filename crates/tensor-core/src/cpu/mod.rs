@@ -349,7 +349,9 @@ impl Backend for Cpu {
     }
 
     fn rope(&self, x: CpuTensor, rope: &Rope, batch: &Batch) -> Result<CpuTensor> {
-        let fits = rope.head_dim > 0 && x.cols.is_multiple_of(rope.head_dim) && 2 * rope.inv_freq.len() <= rope.head_dim;
+        let fits = rope.head_dim > 0
+            && x.cols.is_multiple_of(rope.head_dim)
+            && 2 * rope.inv_freq.len() <= rope.head_dim;
         if !fits || batch.rows() != x.rows {
             return Err(shape("rope", [x.rows, x.cols], [batch.rows(), rope.head_dim]));
         }
