@@ -225,14 +225,14 @@ fn configurations_without_sense() {
         mistral(json!({"sliding_window": -1}), &["sliding_window", "-1"]),
         mistral(json!({"sliding_window": 1.5}), &["sliding_window"]),
     ]);
-    let gemma = |edits: Value, words| -> Case { (with_config("gemma3", &edits), words) };
+    let gemma = |edits: Value, words| -> Case { (with_config("gemma3-linear", &edits), words) };
     all_refused(&[
         gemma(json!({"layer_types": ["full_attention"]}), &["layer_types"]),
         gemma(json!({"layer_types": "full_attention"}), &["layer_types"]),
         gemma(json!({"query_pre_attn_scalar": 0}), &["query_pre_attn_scalar"]),
         gemma(json!({"query_pre_attn_scalar": -1}), &["query_pre_attn_scalar"]),
     ]);
-    let gpt2 = |edits: Value, words| -> Case { (with_config("gpt2", &edits), words) };
+    let gpt2 = |edits: Value, words| -> Case { (with_config("gpt2-n-inner", &edits), words) };
     all_refused(&[
         gpt2(json!({"n_head": 3}), &["n_head"]),
         gpt2(json!({"n_head": 0}), &["n_head"]),

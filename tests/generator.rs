@@ -133,7 +133,7 @@ fn dropping_a_generator_frees_its_caches() {
 
 #[test]
 fn a_conversation_keeps_what_it_has_in_common() {
-    for model in ["llama", "mistral-sliding", "gemma3"] {
+    for model in ["llama", "mistral-sliding", "gemma3-linear"] {
         let lm = exact(&golden(model), 2);
         let mut session = lm.session();
         let sequence = session.open();
@@ -227,7 +227,7 @@ fn requests(vocab: usize) -> Vec<Request> {
 
 #[test]
 fn a_batch_says_what_each_request_says_alone() {
-    for model in ["llama", "gemma2", "mlx-llama-4bit-g64"] {
+    for model in ["llama", "gemma2-other-caps", "mlx-llama-4bit-g64"] {
         let lm = exact(&golden(model), 2);
         let vocab = lm.info().vocab;
         let alone: Vec<_> = requests(vocab)
