@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""Tiny MLX-quantized checkpoints, quantized and saved by mlx-lm, with the logits that transformers gives on the
+dequantized weights in float32 (so that neither a reading of the config by mlx-lm nor bf16 arithmetic enters).
+
+    python3 make_mlx_golden.py HF_DIR OUT_DIR CASES.py [NAME ...]
+
+CASES.py defines MLX_CASES = {name: {"base": a case of make_golden.py, and "bits"/"group_size"/"mode" or "recipe"}};
+"leave" names modules that stay unquantized, "per_layer" gives others their own bits and group, "unlist" takes
+entries out of config.json's map afterwards (a loader then has the shapes to go by) and "list_false" adds `false` ones.
+HF_DIR holds the checkpoints of make_golden.py. Each OUT_DIR/NAME gets config.json and model.safetensors as mlx-lm
+saves them, and golden.safetensors as make_golden.py writes it.
+"""
+import importlib.util, json, sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import torch
+from mlx_lm.convert import mixed_quant_predicate_builder
+from mlx_lm.utils import load_model, quantize_model, save_config, save_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from make_golden import shuffles, write_answer
+
+mx.set_default_device(mx.cpu)
+
+
+def dequantized(d):
+    """All tensors of an MLX checkpoint as float32 torch tensors under their own names."""
+    q = json.loads((d / "config.json").read_text())["quantization"]
+    w, out = mx.load(str(d / "model.safetensors")), {}
+    for k, v in w.items():
+        p = k.removesuffix(".weight")
+        if k.endswith((".scales", ".biases")) and k.rsplit(".", 1)[0] + ".weight" in w:
+            continue
+        if p + ".scales" in w:
+            c = q.get(p) if isinstance(q.get(p), dict) else q
+            s, b = w[p + ".scales"], w.get(p + ".biases")
+            if b is not None:
+                s, b = s.astype(mx.float32), b.astype(mx.float32)
+            v = mx.dequantize(v, s, b, group_size=c["group_size"], bits=c["bits"], mode=c.get("mode", q.get("mode", "affine")))
+        out[k] = torch.tensor(np.array(v.astype(mx.float32)))
+    return out
+
+
+def renamed(tensors, model_type):
+    """Undo what mlx-lm's sanitize did to names and layouts."""
+    if model_type != "gpt2":
+        return tensors
+    conv1d = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
+    return {"transformer." + k.removeprefix("model."): v.T if k.endswith(conv1d) else v for k, v in tensors.items()}
+
+
+def predicate(case, model):
+    if "recipe" in case:
+        return mixed_quant_predicate_builder(case["recipe"], model, case.get("group_size", 32))
+    own = {**{k: False for k in case.get("leave", ())}, **case.get("per_layer", {})}
+    return lambda path, module: own.get(path, True)
+
+
+def make(name, case, hf, out):
+    src, d = hf / case["base"], out / name
+    model, config = load_model(src)
+    kw = {"quant_predicate": predicate(case, model)} if {"recipe", "leave", "per_layer"} & set(case) else {}
+    model, config = quantize_model(model, config, case.get("group_size"), case.get("bits"), mode=case.get("mode", "affine"), **kw)
+    d.mkdir(parents=True, exist_ok=True)
+    save_model(d, model)
+    save_config(config, d / "config.json")
+    ref = AutoModelForCausalLM.from_pretrained(src, dtype=torch.float32, attn_implementation="eager").eval()
+    missing, unexpected = ref.load_state_dict(renamed(dequantized(d), config["model_type"]), strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
+    ref.tie_weights()
+    print(f"{name:28s} ok  {write_answer(ref, shuffles(load_file(src / 'golden.safetensors')['input_ids']), d)}", flush=True)
+    if {"unlist", "list_false"} & set(case):
+        written = json.loads((d / "config.json").read_text())
+        for quantization in (written["quantization"], written["quantization_config"]):
+            for path in case.get("unlist", ()):
+                del quantization[path]
+            quantization.update({path: False for path in case.get("list_false", ())})
+        (d / "config.json").write_text(json.dumps(written, indent=4))
+
+
+def main():
+    hf, out = Path(sys.argv[1]), Path(sys.argv[2])
+    sys.path.insert(0, str(Path(sys.argv[3]).resolve().parent))
+    spec = importlib.util.spec_from_file_location("cases", sys.argv[3])
+    cases = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cases)
+    failed = []
+    for name, case in cases.MLX_CASES.items():
+        if sys.argv[4:] and name not in sys.argv[4:]:
+            continue
+        try:
+            make(name, case, hf, out)
+        except Exception as e:
+            failed.append(name)
+            print(f"{name:28s} FAILED {type(e).__name__}: {str(e)[:300]}", flush=True)
+    print(f"{len(failed)} failed: {failed}")
+
+
+if __name__ == "__main__":
+    main()
