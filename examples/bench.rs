@@ -3,28 +3,18 @@
 mod support;
 
 use std::error::Error;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
 use rillm::generate::{Session, SharedSession, Want, Work, argmax};
-use rillm::{Device, Loader, RandomShape};
 use serde_json::json;
 
 /// Measure prefill and decode
 #[derive(Parser)]
 struct Args {
-    /// A folder, a .gguf file, or a repository of the Hugging Face hub
-    #[arg(long, conflicts_with = "random_weights")]
-    model: Option<String>,
-    /// Random weights instead of a model: llama-1b, llama-8b or smollm2-135m
-    #[arg(long)]
-    random_weights: Option<String>,
-    /// How random weights are stored: BITS:GROUP, mxfp4, mxfp8, nvfp4, q4_0, q4_1, q8_0 [default: bf16]
-    #[arg(long, requires = "random_weights")]
-    quantize: Option<String>,
-    /// Compute with f32 activations and caches
-    #[arg(long)]
-    exact: bool,
+    #[command(flatten)]
+    model: support::BenchModelArgs,
     /// Tokens of each prompt
     #[arg(long, default_value_t = 512)]
     prompt_tokens: usize,
@@ -37,15 +27,6 @@ struct Args {
     /// Repetitions, of which medians are printed
     #[arg(long, default_value_t = 5)]
     repeats: usize,
-    /// What computes
-    #[arg(long, default_value_t = Device::best())]
-    device: Device,
-    /// Threads [default: physical performance cores]
-    #[arg(long)]
-    threads: Option<usize>,
-    /// Pin the CPU's kernels, e.g. avx2
-    #[arg(long)]
-    kernels: Option<String>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -53,32 +34,12 @@ struct Args {
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-fn main() {
-    if let Err(error) = run(&Args::parse()) {
-        eprintln!("error: {error}");
-        std::process::exit(1);
-    }
+fn main() -> ExitCode {
+    support::exit(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<()> {
-    let loader = match &args.random_weights {
-        Some(shape) => {
-            let shape: RandomShape = shape.parse()?;
-            Loader::random(match &args.quantize {
-                Some(text) => shape.quantized(text)?,
-                None => shape,
-            })
-        }
-        None => Loader::new(support::resolve_model(args.model.as_deref())?.to_string_lossy()),
-    };
-    let mut loader = loader.device(args.device).context(args.prompt_tokens + args.gen_tokens);
-    if let Some(n) = args.threads {
-        loader = loader.threads(n);
-    }
-    if let Some(name) = &args.kernels {
-        loader = loader.kernels(name);
-    }
-    let lm = if args.exact { loader.exact() } else { loader }.load()?;
+    let lm = args.model.loader()?.context(args.prompt_tokens + args.gen_tokens).load()?;
     let meter = lm.bandwidth()?;
     let [mut ttft, mut prompt, mut generation, mut bandwidth] = [const { Vec::new() }; 4];
     for repeat in 0..args.repeats.max(1) {

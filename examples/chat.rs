@@ -6,23 +6,17 @@ mod support;
 
 use std::error::Error;
 use std::io::{IsTerminal, Write, stderr, stdin, stdout};
+use std::process::ExitCode;
 
 use clap::Parser;
 use rillm::generate::Session;
-use rillm::{Device, LanguageModel, Loader, Message, SamplerOptions};
+use rillm::{LanguageModel, Message, SamplerOptions};
 
 /// Chat with a model. /reset starts over, /exit or the end of the input ends.
 #[derive(Parser)]
 struct Args {
-    /// A folder, a .gguf file, or a repository of the Hugging Face hub
-    #[arg(long)]
-    model: Option<String>,
-    /// What computes
-    #[arg(long, default_value_t = Device::best())]
-    device: Device,
-    /// Threads; by default one for each physical performance core
-    #[arg(long)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    model: support::ModelArgs,
     /// What the model is told before the first message
     #[arg(long)]
     system: Option<String>,
@@ -40,20 +34,12 @@ struct Args {
     seed: u64,
 }
 
-fn main() {
-    if let Err(error) = run(&Args::parse()) {
-        eprintln!("error: {error}");
-        std::process::exit(1);
-    }
+fn main() -> ExitCode {
+    support::exit(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
-    let path = support::resolve_model(args.model.as_deref())?;
-    let mut loader = Loader::new(path.to_string_lossy()).device(args.device);
-    if let Some(n) = args.threads {
-        loader = loader.threads(n);
-    }
-    let lm = loader.load()?;
+    let lm = args.model.loader()?.load()?;
     // One sequence for the whole conversation: what its cache has in common with the next prompt is not run again.
     let mut session = lm.session();
     let sequence = session.open();

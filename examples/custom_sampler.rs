@@ -6,9 +6,9 @@ mod support;
 
 use std::error::Error;
 use std::io::{Write, stdout};
+use std::process::ExitCode;
 
 use clap::Parser;
-use rillm::Loader;
 use rillm::generate::{Error as GenerateError, LogitsProcessor, Result, Rng, Sampler, log_softmax};
 
 /// Keeps the surprise of tokens near a target (Mirostat 2.0; Basu et al. 2021, arXiv 2007.14966).
@@ -76,9 +76,8 @@ struct Args {
     /// The text
     #[arg(default_value = "Once upon a time")]
     prompt: String,
-    /// A folder, a .gguf file, or a repository of the Hugging Face hub
-    #[arg(long)]
-    model: Option<String>,
+    #[command(flatten)]
+    model: support::ModelArgs,
     /// Wanted surprise, in bits a token
     #[arg(long, default_value_t = 3.0)]
     target: f32,
@@ -90,16 +89,12 @@ struct Args {
     seed: u64,
 }
 
-fn main() {
-    if let Err(error) = run(&Args::parse()) {
-        eprintln!("error: {error}");
-        std::process::exit(1);
-    }
+fn main() -> ExitCode {
+    support::exit(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> std::result::Result<(), Box<dyn Error>> {
-    let path = support::resolve_model(args.model.as_deref())?;
-    let lm = Loader::new(path.to_string_lossy()).load()?;
+    let lm = args.model.loader()?.load()?;
     let generation = lm.complete(args.prompt.as_str()).max_tokens(128);
     let generation = generation.sampler(Mirostat::new(args.target, args.seed));
     for piece in generation.processor(NoRepeat { n: usize::from(args.no_repeat) }).stream()? {

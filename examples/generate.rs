@@ -4,11 +4,12 @@ mod support;
 
 use std::error::Error;
 use std::io::{Write, stdout};
+use std::process::ExitCode;
 
 use clap::Parser;
 use indicatif::ProgressBar;
 use rillm::generate::ProcessorOptions;
-use rillm::{Completion, Device, Generation, LanguageModel, Loader, SamplerOptions};
+use rillm::{Completion, Generation, LanguageModel, SamplerOptions};
 use serde_json::Value;
 
 /// Generate text from a prompt
@@ -17,9 +18,8 @@ struct Args {
     /// What to ask the model
     #[arg(default_value = "Why is the sky blue?")]
     prompt: String,
-    /// A folder, a .gguf file, or a repository of the Hugging Face hub
-    #[arg(long)]
-    model: Option<String>,
+    #[command(flatten)]
+    model: support::ModelArgs,
     /// The most tokens to generate
     #[arg(long, default_value_t = 256)]
     max_tokens: usize,
@@ -47,34 +47,17 @@ struct Args {
     /// Take temperature, top-p and so on from the model's generation_config.json where no option says
     #[arg(long)]
     use_generation_config: bool,
-    /// Compute with f32 activations and caches
-    #[arg(long)]
-    exact: bool,
-    /// What computes
-    #[arg(long, default_value_t = Device::best())]
-    device: Device,
-    /// Threads [default: physical performance cores]
-    #[arg(long)]
-    threads: Option<usize>,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
 }
 
-fn main() {
-    if let Err(error) = run(&Args::parse()) {
-        eprintln!("error: {error}");
-        std::process::exit(1);
-    }
+fn main() -> ExitCode {
+    support::exit(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
-    let path = support::resolve_model(args.model.as_deref())?;
-    let mut loader = Loader::new(path.to_string_lossy()).device(args.device);
-    if let Some(n) = args.threads {
-        loader = loader.threads(n);
-    }
-    let lm = if args.exact { loader.exact() } else { loader }.load()?;
+    let lm = args.model.loader()?.load()?;
     let bar = ProgressBar::no_length().with_message("reading the prompt");
     let shown = bar.clone();
     let mut stream = generation(args, &lm)?
@@ -105,7 +88,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         println!();
     }
     let s = done.statistics;
-    eprintln!("{} on {}, loaded in {:.2} s", path.display(), lm.info().device, s.load_s);
+    eprintln!("{} on {}, loaded in {:.2} s", lm.info().model_type, lm.info().device, s.load_s);
     eprintln!(
         "prompt: {} tokens, {:.1} tokens/s, first token after {:.3} s",
         s.prompt_tokens, s.prompt_tps, s.ttft_s

@@ -4,11 +4,12 @@
 mod support;
 
 use std::error::Error;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use rillm::LanguageModel;
 use rillm::generate::Request;
-use rillm::{Device, LanguageModel, Loader, RandomShape};
 
 /// Memory bandwidth that Apple states, in GB/s (10^9 bytes).
 const CHIPS: [(&str, f64); 8] = [
@@ -27,49 +28,19 @@ const ROUNDS: usize = 5;
 /// Compare decoding with the memory bandwidth of Apple's chips and of this machine
 #[derive(Parser)]
 struct Args {
-    /// A folder, a .gguf file, or a repository of the Hugging Face hub
-    #[arg(long, conflicts_with = "random_weights")]
-    model: Option<String>,
-    /// Random weights instead of a model: llama-1b, llama-8b or smollm2-135m
-    #[arg(long)]
-    random_weights: Option<String>,
-    /// How random weights are stored: BITS:GROUP, mxfp4, mxfp8, nvfp4, q4_0, q4_1, q8_0 [default: bf16]
-    #[arg(long, requires = "random_weights")]
-    quantize: Option<String>,
-    /// What computes
-    #[arg(long, default_value_t = Device::best())]
-    device: Device,
-    /// Threads [default: physical performance cores]
-    #[arg(long)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    model: support::BenchModelArgs,
     /// Tokens to decode in each round
     #[arg(long, default_value_t = 32)]
     gen_tokens: usize,
 }
 
-fn main() {
-    if let Err(error) = run(&Args::parse()) {
-        eprintln!("error: {error}");
-        std::process::exit(1);
-    }
+fn main() -> ExitCode {
+    support::exit(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
-    let loader = match &args.random_weights {
-        Some(shape) => {
-            let shape: RandomShape = shape.parse()?;
-            Loader::random(match &args.quantize {
-                Some(text) => shape.quantized(text)?,
-                None => shape,
-            })
-        }
-        None => Loader::new(support::resolve_model(args.model.as_deref())?.to_string_lossy()),
-    };
-    let mut loader = loader.device(args.device);
-    if let Some(n) = args.threads {
-        loader = loader.threads(n);
-    }
-    let lm = loader.load()?;
+    let lm = args.model.loader()?.load()?;
     let (bytes, device) = (lm.info().weight_bytes as f64, &lm.info().device);
     let (measured, bandwidth) = measure(&lm, args.gen_tokens)?;
     println!("{} on {device}: {:.1} MB of weights for each token", lm.info().model_type, bytes / 1e6);

@@ -4,19 +4,18 @@ mod support;
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::Parser;
 use rillm::generate::{Session, SharedSession, Special, Want, Work, argmax, logsumexp};
-use rillm::{Device, Loader};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::json;
 
 /// Perplexity, logits and greedy tokens of a model
 #[derive(Parser)]
 struct Args {
-    /// A folder, a .gguf file, or a repository of the Hugging Face hub
-    #[arg(long)]
-    model: Option<String>,
+    #[command(flatten)]
+    model: support::ModelArgs,
     /// Text to score
     #[arg(long, conflicts_with = "tokens", required_unless_present = "tokens")]
     text: Option<PathBuf>,
@@ -32,18 +31,9 @@ struct Args {
     /// Continue all tokens by so many, greedily, end tokens ignored
     #[arg(long)]
     greedy: Option<usize>,
-    /// Compute with f32 activations and caches
-    #[arg(long)]
-    exact: bool,
     /// Tokens of one forward pass
     #[arg(long, default_value_t = 512)]
     chunk: usize,
-    /// What computes
-    #[arg(long, default_value_t = Device::best())]
-    device: Device,
-    /// Threads [default: physical performance cores]
-    #[arg(long)]
-    threads: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -51,33 +41,29 @@ struct Args {
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-fn main() {
-    if let Err(error) = run(&Args::parse()) {
-        eprintln!("error: {error}");
-        std::process::exit(1);
-    }
+fn main() -> ExitCode {
+    support::exit(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<()> {
-    let path = support::resolve_model(args.model.as_deref())?;
-    let mut loader = Loader::new(path.to_string_lossy()).device(args.device);
-    if let Some(n) = args.threads {
-        loader = loader.threads(n);
-    }
+    let loader = args.model.loader()?;
     if let Some(path) = &args.tokens {
         let ids = read_tokens(path)?;
         // What was asked for is computed, also beyond what the model was made for.
-        loader = loader.context(ids.len() + args.greedy.unwrap_or(0) + 1);
-        let lm = if args.exact { loader.exact() } else { loader }.load()?;
+        let lm = loader.context(ids.len() + args.greedy.unwrap_or(0) + 1).load()?;
         return tokens(args, &mut lm.session(), &ids);
     }
-    let lm = if args.exact { loader.exact() } else { loader }.load()?;
-    let text = std::fs::read_to_string(args.text.as_deref().unwrap_or(&path))?;
-    let ids = lm.tokenizer()?.encode(&text, Special::Add)?;
-    let window = args.context.unwrap_or(2048).min(lm.info().context).max(2);
-    let (mut nll, mut scored, mut session) = (0.0, 0, lm.session());
+    let Some(path) = &args.text else { return Err("neither --text nor --tokens".into()) };
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let lm = loader.load()?;
+    let (tokenizer, mut session) = (lm.tokenizer()?, lm.session());
+    let ids = tokenizer.encode(&text, Special::Skip)?;
+    let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+    let window = args.context.unwrap_or(2048).min(lm.info().context).max(2) - usize::from(bos.is_some());
+    let (mut nll, mut scored) = (0.0, 0);
     for ids in ids.chunks(window) {
-        nll += negative_log_likelihood(&mut session, ids, args.chunk, |_| Ok(()))?;
+        let ids: Vec<u32> = bos.into_iter().chain(ids.iter().copied()).collect();
+        nll += negative_log_likelihood(&mut session, &ids, args.chunk, |_| Ok(()))?;
         scored += ids.len() - 1;
     }
     report(args, nll, scored, None)

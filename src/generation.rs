@@ -278,7 +278,12 @@ impl Stream {
     /// Figures so far.
     pub fn statistics(&self) -> Statistics {
         let info = self.model.info();
-        Statistics::new(self.text.tokens().timing(), info.load_time.as_secs_f64(), info.weight_bytes, None)
+        Statistics::new(
+            self.text.tokens().timing(),
+            info.load_time.as_secs_f64(),
+            info.weight_bytes,
+            self.model.0.bandwidth.get().copied(),
+        )
     }
 
     /// Prompt and answer so far.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use rillm_generate::{EosTokenId, LocalSession, Session, SharedSession, StopTokens, Tokenizer};
@@ -207,6 +207,7 @@ impl Loader {
             generation_config: checkpoint.generation_config,
             info,
             cpu: None,
+            bandwidth: OnceLock::new(),
         })
     }
 

@@ -1,6 +1,6 @@
 //! A loaded model: a handle that any thread may hold.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rillm_generate::{ChatTemplate, Generator, Request, Session, SharedSession, StopTokens, Tokenizer};
@@ -22,6 +22,8 @@ pub(crate) struct Parts {
     pub(crate) info: ModelInfo,
     /// The backend, if it is the CPU.
     pub(crate) cpu: Option<Cpu>,
+    /// What [`LanguageModel::measure_bandwidth`] found.
+    pub(crate) bandwidth: OnceLock<f64>,
 }
 
 /// What turns text into tokens and back, or why that can't be done: models without it still run on tokens.
@@ -118,6 +120,20 @@ impl LanguageModel {
     pub fn bandwidth(&self) -> Result<Option<Bandwidth>> {
         let cpu = self.0.cpu.as_ref();
         Ok(cpu.map(|cpu| cpu.bandwidth(self.0.info.weight_bytes)).transpose()?)
+    }
+
+    /// Measures how fast this machine reads memory, as the median of five [passes](Self::bandwidth), once: statistics
+    /// of later generations then tell their share of it. In bytes a second; `None` for other devices than the CPU.
+    ///
+    /// # Errors
+    /// No memory for the buffer.
+    pub fn measure_bandwidth(&self) -> Result<Option<f64>> {
+        if let (None, Some(meter)) = (self.0.bandwidth.get(), self.bandwidth()?) {
+            let mut passes = [(); 5].map(|()| meter.pass());
+            passes.sort_by(f64::total_cmp);
+            self.0.bandwidth.get_or_init(|| passes[2]);
+        }
+        Ok(self.0.bandwidth.get().copied())
     }
 
     /// Threads that compute on the CPU; 0 on other devices.

@@ -1,6 +1,7 @@
 //! What the examples share: which model to run, and a bar while it downloads; not a part of the library.
-#![allow(dead_code)] // each example uses what it needs of it
+#![allow(dead_code, unused_imports)] // each example uses what it needs of it
 
+mod args;
 mod fallback;
 
 use std::error::Error;
@@ -11,6 +12,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use rillm::hub::{DownloadProgress, HubError, HubOptions, ProgressFn, snapshot};
+
+pub use args::{BenchModelArgs, ModelArgs, exit};
 
 /// What the examples run without `--model`.
 pub const DEFAULT_MODEL: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
