@@ -317,7 +317,8 @@ pub struct Completion {
 /// Requests of a batch that run at a time.
 const SLOTS: usize = 16;
 
-/// Runs `generations` together; statistics are of the whole batch.
+/// Runs `generations` together. The rate of a completion is its tokens over the time from the start of the batch to
+/// its end; times to the first token are not told apart.
 pub(crate) fn run_batch(model: &LanguageModel, generations: Vec<Generation>) -> Result<Vec<Completion>> {
     let started = std::time::Instant::now();
     let mut batch = BatchGenerator::new(model.session(), SLOTS);
@@ -328,7 +329,7 @@ pub(crate) fn run_batch(model: &LanguageModel, generations: Vec<Generation>) -> 
         let prompt = request.prompt().len();
         batch.add(request)?;
         let stop = StopStrings::new(&generation.stop)?;
-        texts.push((model.tokenizer()?.detokenizer(), stop, generation.cancel.clone()));
+        texts.push((model.tokenizer()?.detokenizer(), stop));
         let mut completion = Completion::default();
         completion.statistics.prompt_tokens = prompt;
         done.push(completion);
@@ -337,15 +338,15 @@ pub(crate) fn run_batch(model: &LanguageModel, generations: Vec<Generation>) -> 
         for event in batch.step()? {
             match event {
                 Event::Token { id, token } => {
-                    let (completion, (detokenizer, stop, cancel)) = (&mut done[id], &mut texts[id]);
+                    let (completion, (detokenizer, stop)) = (&mut done[id], &mut texts[id]);
                     completion.tokens.push(token.id);
                     if stop.feed(detokenizer.push(token.id)?, &mut completion.text).is_some() {
                         completion.finish_reason = Some(FinishReason::StopString);
-                        cancel.cancel();
+                        batch.finish(id, FinishReason::StopString);
                     }
                 }
                 Event::Finished { id, reason, .. } => {
-                    let (completion, (detokenizer, stop, _)) = (&mut done[id], &mut texts[id]);
+                    let (completion, (detokenizer, stop)) = (&mut done[id], &mut texts[id]);
                     if completion.finish_reason.is_none() {
                         stop.feed(detokenizer.finish()?, &mut completion.text);
                         stop.finish(&mut completion.text);

@@ -322,3 +322,33 @@ fn prompts_that_can_not_be_run() {
     assert!(batch.is_idle());
     assert_eq!(lm.cache_bytes(), 0);
 }
+
+#[test]
+fn a_batch_ends_one_answer_and_leaves_the_others() {
+    let lm = llama();
+    let cancel = CancelHandle::default();
+    let mut batch = BatchGenerator::new(lm.session(), 2);
+    for prompt in [[1, 2, 3], [4, 5, 6], [7, 8, 9]] {
+        batch.add(Request::new(prompt).max_tokens(9).cancel(cancel.clone())).unwrap();
+    }
+    let (mut produced, mut reasons) = ([0; 3], [None; 3]);
+    while !batch.is_idle() {
+        for event in batch.step().unwrap() {
+            match event {
+                Event::Token { id, .. } => produced[id] += 1,
+                Event::Finished { id, reason, .. } => reasons[id] = Some(reason),
+                other => panic!("{other:?}"),
+            }
+        }
+        if produced[0] == 4 {
+            batch.finish(0, FinishReason::StopString);
+            // One that waits still, and one that never was.
+            batch.finish(2, FinishReason::Cancelled);
+            batch.finish(3, FinishReason::Cancelled);
+        }
+    }
+    assert_eq!(produced, [4, 9, 0]);
+    let wanted = [FinishReason::StopString, FinishReason::Length, FinishReason::Cancelled];
+    assert_eq!(reasons, wanted.map(Some));
+    assert!(!cancel.is_cancelled(), "a handle that requests share is the caller's");
+}

@@ -85,6 +85,15 @@ impl<S: Session> BatchGenerator<S> {
         Ok(self.added - 1)
     }
 
+    /// Ends the answer of request `id` after the tokens given so far; the next step says that it is finished.
+    pub fn finish(&mut self, id: usize, why: FinishReason) {
+        let waiting = self.waiting.iter_mut().map(|(id, answer)| (*id, answer));
+        let running = self.running.iter_mut().map(|r| (r.id, &mut r.answer));
+        if let Some((_, answer)) = waiting.chain(running).find(|(other, _)| *other == id) {
+            answer.end(why);
+        }
+    }
+
     /// Whether every request is answered.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()

@@ -197,13 +197,15 @@ impl<B: Backend> CausalLm<B> for Decoder<B> {
         if logits_of.is_empty() {
             return Ok(None);
         }
-        if let Some(y) = pending {
-            x = be.add(x, &y)?;
-        }
-        if logits_of.len() < batch.rows() {
-            x = be.take_rows(&x, logits_of)?;
-        }
-        let x = self.norm.forward(be, &x)?;
+        // Only the rows that are asked for go on.
+        let pick = |x: B::Tensor| match logits_of.len() < batch.rows() {
+            true => be.take_rows(&x, logits_of),
+            false => Ok(x),
+        };
+        let x = match pending {
+            Some(y) => self.norm.forward_add(be, pick(x)?, &pick(y)?)?.1,
+            None => self.norm.forward(be, &pick(x)?)?,
+        };
         let logits = match &self.head {
             Some(head) => head.forward(be, &x)?,
             None => self.embed.as_head(be, &x)?,

@@ -36,7 +36,7 @@ impl Bytes {
             // Some systems refuse to map nothing.
             return Ok(Self::Owned(Vec::new()));
         }
-        // SAFETY: the mapping is private and read-only, so nothing in this process writes through it. Other
+        // SAFETY: the mapping is read-only, so nothing in this process writes through it. Other
         // processes could change the file: that is the documented condition of this type. No invariant of
         // any Rust value rests on the bytes: they are read as plain integers, each validated where it is used.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;

@@ -59,14 +59,6 @@ impl<'a, B: Backend> Weights<'a, B> {
         self.backend
     }
 
-    /// Whether the checkpoint has parameter `leaf`.
-    ///
-    /// # Errors
-    /// It is there but can't be read.
-    pub fn has(&self, leaf: &str) -> Result<bool> {
-        Ok(self.shared.source.get(&self.name(leaf))?.is_some())
-    }
-
     /// Parameter `leaf` as stored, of shape `want`.
     ///
     /// # Errors

@@ -1,7 +1,5 @@
 //! Norms, activations, rope and the rest of what touches each value of a row once. No matrices, no threads.
 
-use std::ops::Range;
-
 use super::vector::{Kernel, LANES, Vector};
 use crate::{Activation, Pairing};
 
@@ -24,9 +22,6 @@ pub(crate) struct Elementwise {
     pub softcap: fn(x: &mut [f32], cap: f32),
     /// Turns the heads of a row.
     pub rope: fn(row: &mut [f32], turn: RopeTurn<'_>),
-    /// The index of the greatest value, the lowest of equals. `None` if there is a NaN, or no value.
-    #[cfg_attr(not(test), expect(dead_code, reason = "until the backend picks tokens itself"))]
-    pub argmax: fn(x: &[f32]) -> Option<usize>,
 }
 
 /// Takes `x`, `w`, the bias, `eps` and where the result goes.
@@ -57,7 +52,6 @@ impl Elementwise {
             scale: |x, factor| map::<V, _>(x, Scale(factor)),
             softcap: |x, cap| map::<V, _>(x, Softcap(cap)),
             rope: rope::<V>,
-            argmax: argmax::<V>,
         }
     }
 }
@@ -99,11 +93,6 @@ fn rope<V: Vector>(row: &mut [f32], turn: RopeTurn<'_>) {
     assert!(turn.sin.len() == pairs && 2 * pairs <= turn.head_dim && row.len().is_multiple_of(turn.head_dim));
     // SAFETY: the table of `V` was handed out after detection.
     unsafe { V::call(Turn { row, turn }) }
-}
-
-fn argmax<V: Vector>(x: &[f32]) -> Option<usize> {
-    // SAFETY: the table of `V` was handed out after detection.
-    unsafe { V::call(ArgMax { x }) }
 }
 
 /// `x = op(x)`.
@@ -477,62 +466,6 @@ impl Kernel for Turn<'_> {
                 }
             }
         }
-    }
-}
-
-/// [`argmax`].
-struct ArgMax<'a> {
-    x: &'a [f32],
-}
-
-impl ArgMax<'_> {
-    /// The greatest of a block of whole vectors, NaN if one is in it.
-    ///
-    /// # Safety
-    /// That of [`Vector`]'s functions.
-    #[inline(always)]
-    unsafe fn of_block<V: Vector>(block: &[f32]) -> f32 {
-        // SAFETY: the offsets are those of whole vectors of the block.
-        unsafe {
-            let mut most = V::splat(f32::NEG_INFINITY);
-            let mut nan = V::splat_i(0);
-            for i in (0..block.len()).step_by(LANES) {
-                let x = V::load(block.as_ptr().add(i));
-                most = V::max(most, x);
-                // Negative where the magnitude's bits exceed those of infinity.
-                nan = V::or(nan, V::sub_i(V::splat_i(0x7f80_0000), V::to_bits(V::abs(x))));
-            }
-            let nans = V::reduce_sum(V::from_i32(V::shr(nan, 31)));
-            if nans > 0.0 { f32::NAN } else { V::reduce_max(most) }
-        }
-    }
-}
-
-impl Kernel for ArgMax<'_> {
-    type Output = Option<usize>;
-    #[inline(always)]
-    unsafe fn run<V: Vector>(self) -> Option<usize> {
-        const BLOCK: usize = 16 * LANES;
-        let n = self.x.len();
-        let (mut most, mut within): (f32, Range<usize>) = (f32::NEG_INFINITY, 0..n.min(BLOCK));
-        for at in (0..n).step_by(BLOCK) {
-            let block = &self.x[at..(at + BLOCK).min(n)];
-            let whole = block.len() - block.len() % LANES;
-            // SAFETY: the contract of `run`.
-            let mut here = unsafe { Self::of_block::<V>(&block[..whole]) };
-            if here.is_nan() || block[whole..].iter().any(|x| x.is_nan()) {
-                return None;
-            }
-            for &x in &block[whole..] {
-                here = here.max(x);
-            }
-            // Only a greater value moves the search, so the lowest index of equals is found.
-            if here > most {
-                (most, within) = (here, at..at + block.len());
-            }
-        }
-        let first = within.start;
-        self.x[within].iter().position(|&x| x == most).map(|i| first + i)
     }
 }
 

@@ -204,27 +204,3 @@ fn rope_turns_pairs_and_keeps_the_rest() {
         }
     }
 }
-
-#[test]
-fn argmax_finds_the_first_of_the_greatest() {
-    for table in available() {
-        let argmax = table.elementwise.argmax;
-        assert_eq!(argmax(&[]), None);
-        assert_eq!(argmax(&[f32::NEG_INFINITY; 40]), Some(0));
-        assert_eq!(argmax(&[-0.0, 0.0]), Some(0));
-        for n in [1, 15, 16, 17, 255, 256, 257, 1000, 4099] {
-            let x = values(n, n as u64, 5.0);
-            for at in [0, n / 3, n / 2, n - 1] {
-                let mut x = x.clone();
-                x[at] = 6.0;
-                x[n - 1] = 6.0;
-                assert_eq!(argmax(&x), Some(at), "{} of {n}", table.name);
-                x[n - 1 - at / 2] = f32::NAN;
-                assert_eq!(argmax(&x), None, "{} of {n}", table.name);
-            }
-            let below: Vec<f32> = x.iter().map(|x| x - 100.0).collect();
-            let want = (0..n).rev().max_by(|&a, &b| below[a].total_cmp(&below[b]));
-            assert_eq!(argmax(&below), want, "{} of {n}", table.name);
-        }
-    }
-}
