@@ -104,15 +104,15 @@ impl<B: Backend> CausalLm<B> for Parallel<B> {
     ) -> rillm::nn::Result<Option<B::Tensor>> {
         let mut x = self.embed.forward(be, ids)?;
         for (i, (norm, attention, mlp)) in self.layers.iter().enumerate() {
-            let n = norm.forward(be, &x)?;
-            x = be.add(x, &attention.forward(be, &n, i, batch, caches)?)?;
-            x = be.add(x, &mlp.forward(be, &n)?)?;
+            let a = attention.forward(be, norm.of(&x), i, batch, caches)?;
+            let m = mlp.forward(be, norm.of(&x))?;
+            x = be.add(be.add(x, &a)?, &m)?;
         }
         if logits_of.is_empty() {
             return Ok(None);
         }
-        let x = self.norm.forward(be, &be.take_rows(&x, logits_of)?)?;
-        Ok(Some(self.embed.as_head(be, &x)?))
+        let x = be.take_rows(&x, logits_of)?;
+        Ok(Some(self.embed.as_head(be, self.norm.of(&x))?))
     }
 }
 

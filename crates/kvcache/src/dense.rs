@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use rillm_tensor_core::{AttnSpan, Backend, KvLayout};
+use rillm_tensor_core::{AttnSpan, Backend, Keys, KvLayout};
 
 use crate::{Error, KvCache, Result, grown};
 
@@ -44,13 +44,13 @@ impl<B: Backend> KvCache<B> for DenseKvCache<B> {
         self.len
     }
 
-    fn append(&mut self, be: &B, k: &B::Tensor, v: &B::Tensor, rows: Range<usize>) -> Result<()> {
+    fn append(&mut self, be: &B, k: Keys<'_, B::Tensor>, v: &B::Tensor, rows: Range<usize>) -> Result<()> {
         let end = self.len + rows.len();
         if end > self.capacity || self.buffers.is_none() {
-            self.grow(be, end, be.shape(k)[1])?;
+            self.grow(be, end, be.shape(k.x)[1])?;
         }
         if let Some((keys, values)) = &mut self.buffers {
-            be.write_rows(keys, self.len, k, rows.clone())?;
+            be.write_keys(keys, self.len, k, rows.clone())?;
             be.write_rows(values, self.len, v, rows)?;
         }
         self.len = end;

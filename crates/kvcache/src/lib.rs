@@ -12,7 +12,7 @@ mod sequence;
 use std::fmt::Debug;
 use std::ops::Range;
 
-use rillm_tensor_core::{AttnSpan, Backend};
+use rillm_tensor_core::{AttnSpan, Backend, Keys};
 
 pub use dense::DenseKvCache;
 pub use rotating::RotatingKvCache;
@@ -65,11 +65,11 @@ pub trait KvCache<B: Backend>: Debug + Send {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Appends rows `rows` of `k, v: [t, kv_heads * head_dim]`.
+    /// Appends rows `rows` of the keys `k` and of `v: [t, kv_heads * head_dim]`.
     ///
     /// # Errors
     /// When the backend can't allocate; the cache is then as before.
-    fn append(&mut self, be: &B, k: &B::Tensor, v: &B::Tensor, rows: Range<usize>) -> Result<()>;
+    fn append(&mut self, be: &B, k: Keys<'_, B::Tensor>, v: &B::Tensor, rows: Range<usize>) -> Result<()>;
     /// What queries at rows `rows` of a batch meet: the latest `rows.len()` positions are theirs.
     /// `None` before the first append.
     fn view(&self, rows: Range<usize>) -> Option<AttnSpan<'_, B::Tensor>>;

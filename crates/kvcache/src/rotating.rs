@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use rillm_tensor_core::{AttnSpan, Backend, KvLayout};
+use rillm_tensor_core::{AttnSpan, Backend, Keys, KvLayout};
 
 use crate::{Error, KvCache, Result, grown};
 
@@ -87,17 +87,17 @@ impl<B: Backend> KvCache<B> for RotatingKvCache<B> {
         self.len
     }
 
-    fn append(&mut self, be: &B, k: &B::Tensor, v: &B::Tensor, rows: Range<usize>) -> Result<()> {
+    fn append(&mut self, be: &B, k: Keys<'_, B::Tensor>, v: &B::Tensor, rows: Range<usize>) -> Result<()> {
         let end = self.len + rows.len();
         let need = end.saturating_sub(self.first_seen(self.len).max(self.oldest)).max(1);
         if need > self.ring || self.buffers.is_none() {
-            self.grow(be, need, be.shape(k)[1])?;
+            self.grow(be, need, be.shape(k.x)[1])?;
         }
         if let Some((keys, values)) = &mut self.buffers {
             let layout = KvLayout { len: self.len, keep: self.keep, ring: self.ring };
             for (p, slot, n) in runs(layout, self.len..end) {
                 let at = rows.start + p - self.len;
-                be.write_rows(keys, slot, k, at..at + n)?;
+                be.write_keys(keys, slot, k, at..at + n)?;
                 be.write_rows(values, slot, v, at..at + n)?;
             }
         }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use rillm_kvcache::{CacheKind, DenseKvCache, Error, KvCache, RotatingKvCache, SequenceCache};
 use rillm_quant::RawTensor;
 use rillm_tensor_core::cpu::{Cpu, CpuTensor, Precision};
-use rillm_tensor_core::{AttnSpan, Backend, Ids};
+use rillm_tensor_core::{AttnSpan, Backend, Ids, Keys};
 
 /// Values of a row.
 const COLS: usize = 3;
@@ -35,7 +35,8 @@ impl Rows {
         let around = |ids: Vec<u32>| [&[0, 1][..], &ids, &[2]].concat();
         let k = self.of(&around(ids.to_vec()));
         let v = self.of(&around(ids.iter().map(|id| id + 1).collect()));
-        cache.append(&self.cpu, &k, &v, 2..2 + ids.len()).unwrap();
+        let k = Keys { x: &k, rope: None };
+        cache.append(&self.cpu, k, &v, 2..2 + ids.len()).unwrap();
     }
 
     fn read(&self, x: &CpuTensor) -> Vec<f32> {

@@ -173,46 +173,79 @@ impl<B: Backend> CausalLm<B> for Decoder<B> {
         logits_of: &[usize],
     ) -> Result<Option<B::Tensor>> {
         let mut x = self.embed(be, ids, batch)?;
-        // The residual and what the last layer adds to it meet in the next norm, in one operation.
-        let mut pending: Option<B::Tensor> = None;
+        let tail = Tail::of(batch, logits_of);
+        let (mut queries, mut wanted) = (batch, logits_of);
         for (i, b) in self.blocks.iter().enumerate() {
-            let (h, n) = match pending.take() {
-                Some(y) => b.attn_norm.forward_add(be, x, &y)?,
-                None => {
-                    let n = b.attn_norm.forward(be, &x)?;
-                    (x, n)
+            let mut q = b.attn.cache(be, b.attn_norm.of(&x), i, batch, caches)?;
+            // When the last keys and values are cached, only rows that the head needs go on.
+            if i + 1 == self.blocks.len() {
+                if logits_of.is_empty() {
+                    break;
                 }
+                if let Some(tail) = &tail {
+                    (q, x) = (be.take_rows(&q, &tail.rows)?, be.take_rows(&x, &tail.rows)?);
+                    (queries, wanted) = (&tail.batch, &tail.wanted);
+                }
+            }
+            let y = b.attn.attend(be, q, i, queries, caches)?;
+            x = match &b.attn_post_norm {
+                None => b.attn.output(be, &y, Some(x))?,
+                Some(norm) => be.add(x, &norm.forward(be, &b.attn.output(be, &y, None)?)?)?,
             };
-            let mut a = b.attn.forward(be, &n, i, batch, caches)?;
-            if let Some(norm) = &b.attn_post_norm {
-                a = norm.forward(be, &a)?;
-            }
-            let (h, n) = b.mlp_norm.forward_add(be, h, &a)?;
-            let mut y = b.mlp.forward(be, &n)?;
-            if let Some(norm) = &b.mlp_post_norm {
-                y = norm.forward(be, &y)?;
-            }
-            (x, pending) = (h, Some(y));
+            let h = b.mlp.up(be, b.mlp_norm.of(&x))?;
+            x = match &b.mlp_post_norm {
+                None => b.mlp.down(be, h, Some(x))?,
+                Some(norm) => be.add(x, &norm.forward(be, &b.mlp.down(be, h, None)?)?)?,
+            };
         }
         if logits_of.is_empty() {
             return Ok(None);
         }
-        // Only the rows that are asked for go on.
-        let pick = |x: B::Tensor| match logits_of.len() < batch.rows() {
-            true => be.take_rows(&x, logits_of),
-            false => Ok(x),
-        };
-        let x = match pending {
-            Some(y) => self.norm.forward_add(be, pick(x)?, &pick(y)?)?.1,
-            None => self.norm.forward(be, &pick(x)?)?,
-        };
+        if wanted.len() < queries.rows() {
+            x = be.take_rows(&x, wanted)?;
+        }
+        let x = self.norm.of(&x);
         let logits = match &self.head {
-            Some(head) => head.forward(be, &x)?,
-            None => self.embed.as_head(be, &x)?,
+            Some(head) => head.forward(be, x, None)?,
+            None => self.embed.as_head(be, x)?,
         };
         Ok(Some(match self.spec.logit_softcap {
             Some(cap) => be.softcap(logits, cap)?,
             None => logits,
         }))
+    }
+}
+
+/// What the last layer computes once its keys and values are cached: of each span the rows from the first on that
+/// the head needs.
+#[derive(Debug, Default)]
+struct Tail {
+    /// Rows of the whole batch.
+    rows: Vec<usize>,
+    /// These rows as a batch.
+    batch: Batch,
+    /// Where in it the rows are that the head needs.
+    wanted: Vec<usize>,
+}
+
+impl Tail {
+    /// `None` if nothing can be left out.
+    fn of(batch: &Batch, logits_of: &[usize]) -> Option<Self> {
+        if logits_of.len() >= batch.rows() {
+            return None;
+        }
+        let mut tail = Self::default();
+        tail.batch.reset(batch.rope_len());
+        for span in batch.spans() {
+            let needed = logits_of.iter().filter(|row| span.rows.contains(row));
+            if let Some(&first) = needed.min() {
+                let (start, t) = (span.start + first - span.rows.start, span.rows.end - first);
+                tail.batch.push(span.sequence, start, t);
+                tail.rows.extend(first..span.rows.end);
+            }
+        }
+        // A row that is not in the batch stays one that does not exist.
+        tail.wanted.extend(logits_of.iter().map(|row| tail.rows.binary_search(row).unwrap_or(*row)));
+        Some(tail)
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rillm_kvcache::SequenceCache;
-use rillm_tensor_core::{AttnParams, Backend, Batch};
+use rillm_tensor_core::{AttnParams, Backend, Batch, Input, Keys};
 use smallvec::SmallVec;
 
 use crate::linear::Bias;
@@ -63,31 +63,76 @@ impl<B: Backend> Attention<B> {
     pub fn forward(
         &self,
         be: &B,
-        x: &B::Tensor,
+        x: Input<'_, B>,
+        layer: usize,
+        batch: &Batch,
+        caches: &mut [SequenceCache<B>],
+    ) -> Result<B::Tensor> {
+        let q = self.cache(be, x, layer, batch, caches)?;
+        let y = self.attend(be, q, layer, batch, caches)?;
+        self.output(be, &y, None)
+    }
+
+    /// The first part of [`forward`](Self::forward): appends keys and values. Returns the queries, `[t, q_dim]`, as
+    /// they were projected.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn cache(
+        &self,
+        be: &B,
+        x: Input<'_, B>,
         layer: usize,
         batch: &Batch,
         caches: &mut [SequenceCache<B>],
     ) -> Result<B::Tensor> {
         let p = &self.spec.params;
-        let qkv = self.qkv.forward(be, x)?;
-        let [mut q, mut k, v] = be.split_cols(qkv, [p.q_dim(), p.kv_dim(), p.kv_dim()])?;
-        if let Some((q_norm, k_norm)) = &self.qk_norm {
-            (q, k) = (q_norm.forward(be, &q)?, k_norm.forward(be, &k)?);
+        let qkv = self.qkv.forward(be, x, None)?;
+        let [q, mut k, v] = be.split_cols(qkv, [p.q_dim(), p.kv_dim(), p.kv_dim()])?;
+        if let Some((_, norm)) = &self.qk_norm {
+            k = norm.forward(be, &k)?;
+        }
+        let rope = self.spec.rope.as_ref().map(|rope| rope.at(batch.rope_len()));
+        let keys = Keys { x: &k, rope: rope.as_deref().map(|rope| (rope, batch)) };
+        for span in batch.spans() {
+            caches[span.sequence].layer(layer)?.append(be, keys, &v, span.rows.clone())?;
+        }
+        Ok(q)
+    }
+
+    /// The second part: norm and rope of the queries, and what they see. Rows of `batch` may be fewer than those
+    /// that were cached: the latest of some sequences. Returns `[t, q_dim]`.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn attend(
+        &self,
+        be: &B,
+        mut q: B::Tensor,
+        layer: usize,
+        batch: &Batch,
+        caches: &[SequenceCache<B>],
+    ) -> Result<B::Tensor> {
+        if let Some((norm, _)) = &self.qk_norm {
+            q = norm.forward(be, &q)?;
         }
         if let Some(rope) = &self.spec.rope {
-            let rope = rope.at(batch.rope_len());
-            (q, k) = (be.rope(q, &rope, batch)?, be.rope(k, &rope, batch)?);
-        }
-        for span in batch.spans() {
-            caches[span.sequence].layer(layer)?.append(be, &k, &v, span.rows.clone())?;
+            q = be.rope(q, &rope.at(batch.rope_len()), batch)?;
         }
         let views = batch
             .spans()
             .iter()
             .map(|span| caches[span.sequence].view(layer, span.rows.clone()))
             .collect::<Result<SmallVec<[_; 4]>, _>>()?;
-        let y = be.attention(&q, &views, p)?;
-        self.o.forward(be, &y)
+        Ok(be.attention(&q, &views, &self.spec.params)?)
+    }
+
+    /// The third part: `y: [t, q_dim]` -> `[t, dim]`, added to `residual`.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn output(&self, be: &B, y: &B::Tensor, residual: Option<B::Tensor>) -> Result<B::Tensor> {
+        self.o.forward(be, Input::Rows(y), residual)
     }
 
     /// Bytes of weights that one pass reads.

@@ -1,6 +1,6 @@
 //! Tables of vectors: tokens, learned positions; and the table as output head.
 
-use rillm_tensor_core::{Backend, Ids};
+use rillm_tensor_core::{Backend, Ids, Input};
 
 use crate::{Result, Weights};
 
@@ -31,8 +31,8 @@ impl<B: Backend> Embedding<B> {
     ///
     /// # Errors
     /// Those of the backend.
-    pub fn as_head(&self, be: &B, x: &B::Tensor) -> Result<B::Tensor> {
-        Ok(be.linear(x, &self.weight, None)?)
+    pub fn as_head(&self, be: &B, x: Input<'_, B>) -> Result<B::Tensor> {
+        Ok(be.project(x, &self.weight, None, None)?)
     }
 
     /// Bytes that one pass as head reads.

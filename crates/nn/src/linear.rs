@@ -1,7 +1,7 @@
 //! Projections: one matrix, or several that read the same input and run as one.
 
 use rillm_quant::RawTensor;
-use rillm_tensor_core::Backend;
+use rillm_tensor_core::{Backend, Input};
 
 use crate::{Error, Result, Weights};
 
@@ -49,12 +49,12 @@ impl<B: Backend> Linear<B> {
         Ok(Self { weight, bias })
     }
 
-    /// `x: [t, in]` -> `[t, out]`, the outputs of several parts side by side.
+    /// `x: [t, in]` -> `[t, out]`, the outputs of several parts side by side, added to `residual: [t, out]`.
     ///
     /// # Errors
     /// Those of the backend.
-    pub fn forward(&self, be: &B, x: &B::Tensor) -> Result<B::Tensor> {
-        Ok(be.linear(x, &self.weight, self.bias.as_ref())?)
+    pub fn forward(&self, be: &B, x: Input<'_, B>, residual: Option<B::Tensor>) -> Result<B::Tensor> {
+        Ok(be.project(x, &self.weight, self.bias.as_ref(), residual)?)
     }
 
     /// Bytes that one pass reads.

@@ -1,6 +1,6 @@
 //! Feed-forward layers: gated (SwiGLU and kin; Shazeer 2020) and plain.
 
-use rillm_tensor_core::{Activation, Backend};
+use rillm_tensor_core::{Activation, Backend, Input};
 
 use crate::linear::Bias;
 use crate::{Linear, Result, Weights};
@@ -59,16 +59,31 @@ impl<B: Backend> Mlp<B> {
     ///
     /// # Errors
     /// Those of the backend.
-    pub fn forward(&self, be: &B, x: &B::Tensor) -> Result<B::Tensor> {
-        let h = self.up.forward(be, x)?;
-        let h = match self.spec.kind {
-            MlpKind::Gated => {
-                let [gate, up] = be.split_cols(h, [self.spec.hidden; 2])?;
-                be.gate(self.spec.act, gate, &up)?
-            }
-            MlpKind::Plain => be.activate(self.spec.act, h)?,
-        };
-        self.down.forward(be, &h)
+    pub fn forward(&self, be: &B, x: Input<'_, B>) -> Result<B::Tensor> {
+        let h = self.up(be, x)?;
+        self.down(be, h, None)
+    }
+
+    /// The first part of [`forward`](Self::forward): `x: [t, dim]` -> `[t, 2 * hidden]`, or `[t, hidden]` without a
+    /// gate.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn up(&self, be: &B, x: Input<'_, B>) -> Result<B::Tensor> {
+        self.up.forward(be, x, None)
+    }
+
+    /// The second part: the nonlinearity of what [`up`](Self::up) gave, and `[t, hidden]` -> `[t, dim]`, added to
+    /// `residual`.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn down(&self, be: &B, h: B::Tensor, residual: Option<B::Tensor>) -> Result<B::Tensor> {
+        let act = self.spec.act;
+        match self.spec.kind {
+            MlpKind::Gated => self.down.forward(be, Input::Gated { act, gate_up: &h }, residual),
+            MlpKind::Plain => self.down.forward(be, Input::Rows(&be.activate(act, h)?), residual),
+        }
     }
 
     /// Bytes of weights that one pass reads.

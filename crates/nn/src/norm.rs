@@ -1,7 +1,7 @@
 //! Normalisation of rows: RMSNorm and LayerNorm.
 
 use rillm_quant::RawTensor;
-use rillm_tensor_core::Backend;
+use rillm_tensor_core::{Backend, Input};
 
 use crate::{Error, Result, Weights};
 
@@ -66,20 +66,13 @@ impl<B: Backend> Norm<B> {
         })
     }
 
-    /// `h = x + y; (h, norm(h))`, in one operation where the backend has it.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn forward_add(&self, be: &B, x: B::Tensor, y: &B::Tensor) -> Result<(B::Tensor, B::Tensor)> {
+    /// The norm of each row of `x: [t, dim]`, for a projection to read.
+    pub fn of<'a>(&'a self, x: &'a B::Tensor) -> Input<'a, B> {
         match self.kind {
             NormKind::Rms { eps } | NormKind::RmsPlusOne { eps } => {
-                Ok(be.add_rms_norm(x, y, &self.weight, eps)?)
+                Input::RmsNorm { x, w: &self.weight, eps }
             }
-            NormKind::Layer { .. } => {
-                let h = be.add(x, y)?;
-                let n = self.forward(be, &h)?;
-                Ok((h, n))
-            }
+            NormKind::Layer { eps } => Input::LayerNorm { x, w: &self.weight, bias: self.bias.as_ref(), eps },
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use rillm_quant::RawTensor;
 
-use crate::{Activation, AttnParams, AttnSpan, Batch, Result, Rope};
+use crate::{Activation, AttnParams, AttnSpan, Batch, Keys, Result, Rope};
 
 /// Token ids to embed: known to the host, or sampled on the device and not yet read.
 #[derive(Debug)]
@@ -15,14 +15,48 @@ pub enum Ids<'a, B: Backend> {
     Device(&'a B::Tensor),
 }
 
+/// Rows that a projection reads: those of a tensor, or what an operation makes of them on the way.
+#[derive(Debug)]
+pub enum Input<'a, B: Backend> {
+    /// The rows as they are.
+    Rows(&'a B::Tensor),
+    /// [`Backend::rms_norm`].
+    RmsNorm {
+        /// `[t, in]`.
+        x: &'a B::Tensor,
+        /// Its factors.
+        w: &'a B::Weight,
+        /// Added to the mean square.
+        eps: f32,
+    },
+    /// [`Backend::layer_norm`].
+    LayerNorm {
+        /// `[t, in]`.
+        x: &'a B::Tensor,
+        /// Its factors.
+        w: &'a B::Weight,
+        /// Its bias.
+        bias: Option<&'a B::Weight>,
+        /// Added to the variance.
+        eps: f32,
+    },
+    /// [`Backend::gate`] of the two halves of each row.
+    Gated {
+        /// What the gate goes through.
+        act: Activation,
+        /// The gate, then what it opens: `[t, 2 * in]`.
+        gate_up: &'a B::Tensor,
+    },
+}
+
 /// One method for each fused operation a decoder needs.
 ///
 /// A backend is a *value*, cheap to clone, that owns its resources (threads, buffers, stream). There is no
 /// global state. Activations are matrices `[t, d]`: `t` token rows of `d` values.
 ///
 /// An operand taken by value may be reused for the result: an eager backend writes in place when it holds the
-/// only reference, a lazy one records a node. [`write_rows`](Self::write_rows) is the only mutation,
-/// [`read`](Self::read) the only call that waits.
+/// only reference, a lazy one records a node. [`write_rows`](Self::write_rows) and
+/// [`write_keys`](Self::write_keys) are the only mutations, [`read`](Self::read) the only call that waits.
 pub trait Backend: Clone + Debug + Send + Sized + 'static {
     /// An activation or a key buffer. Cloning copies a reference.
     type Tensor: Clone + Debug + Send + 'static;
@@ -100,17 +134,48 @@ pub trait Backend: Clone + Debug + Send + Sized + 'static {
 
     // Fusions. Each default is the specification; a backend overrides what it can beat.
 
-    /// `h = x + y; (h, rms_norm(h))`.
-    fn add_rms_norm(
+    /// [`linear`](Self::linear) of what `input` stands for, added to `residual: [t, out]`.
+    fn project(
         &self,
-        x: Self::Tensor,
-        y: &Self::Tensor,
+        input: Input<'_, Self>,
         w: &Self::Weight,
-        eps: f32,
-    ) -> Result<(Self::Tensor, Self::Tensor)> {
-        let h = self.add(x, y)?;
-        let n = self.rms_norm(&h, w, eps)?;
-        Ok((h, n))
+        bias: Option<&Self::Weight>,
+        residual: Option<Self::Tensor>,
+    ) -> Result<Self::Tensor> {
+        let y = match input {
+            Input::Rows(x) => self.linear(x, w, bias)?,
+            Input::RmsNorm { x, w: factors, eps } => {
+                self.linear(&self.rms_norm(x, factors, eps)?, w, bias)?
+            }
+            Input::LayerNorm { x, w: factors, bias: shift, eps } => {
+                self.linear(&self.layer_norm(x, factors, shift, eps)?, w, bias)?
+            }
+            Input::Gated { act, gate_up } => {
+                let half = self.shape(gate_up)[1] / 2;
+                let [gate, up] = self.split_cols(gate_up.clone(), [half; 2])?;
+                self.linear(&self.gate(act, gate, &up)?, w, bias)?
+            }
+        };
+        match residual {
+            Some(h) => self.add(h, &y),
+            None => Ok(y),
+        }
+    }
+    /// [`write_rows`](Self::write_rows) of keys, rotated if they say so.
+    fn write_keys(
+        &self,
+        dst: &mut Self::Tensor,
+        at: usize,
+        keys: Keys<'_, Self::Tensor>,
+        rows: std::ops::Range<usize>,
+    ) -> Result<()> {
+        match keys.rope {
+            Some((rope, batch)) => {
+                let x = self.rope(keys.x.clone(), rope, batch)?;
+                self.write_rows(dst, at, &x, rows)
+            }
+            None => self.write_rows(dst, at, keys.x, rows),
+        }
     }
     /// The most likely token of each row of `logits: [t, vocab]`, left on the device for
     /// [`Ids::Device`]; `None` if the backend prefers the host to pick.

@@ -9,6 +9,6 @@ pub mod cpu;
 mod error;
 mod params;
 
-pub use backend::{Backend, Ids};
+pub use backend::{Backend, Ids, Input};
 pub use error::{Error, Result};
-pub use params::{Activation, AttnParams, AttnSpan, Batch, KvLayout, Pairing, Rope, Span};
+pub use params::{Activation, AttnParams, AttnSpan, Batch, Keys, KvLayout, Pairing, Rope, Span};

@@ -151,6 +151,23 @@ impl KvLayout {
     }
 }
 
+/// Keys on their way into a buffer.
+#[derive(Debug)]
+pub struct Keys<'a, T> {
+    /// `[t, kv_heads * head_dim]`.
+    pub x: &'a T,
+    /// How each is rotated, by its row's position in the batch; `None` leaves them as they are.
+    pub rope: Option<(&'a Rope, &'a Batch)>,
+}
+
+impl<T> Clone for Keys<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Keys<'_, T> {}
+
 /// What the queries of one span meet: the keys and values of their sequence.
 #[derive(Debug)]
 pub struct AttnSpan<'a, T> {

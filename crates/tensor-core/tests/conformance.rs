@@ -4,11 +4,12 @@
 
 mod reference;
 
+use reference::plain::Plain;
 use reference::{Random, Span, activation, attention, close, dot, matrix};
 use rillm_quant::{FloatType, Format, RawTensor};
 use rillm_tensor_core::cpu::{Cpu, Precision};
 use rillm_tensor_core::{
-    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, KvLayout, Pairing, Rope,
+    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, KvLayout, Pairing, Rope,
 };
 
 /// How far results may be from `f64`, in parts of the magnitudes that enter them.
@@ -20,6 +21,8 @@ struct Tolerance {
     linear: f64,
     /// Attention over the backend's key buffers.
     attention: f64,
+    /// Fusions, beside the operations that they stand for.
+    fused: f64,
 }
 
 /// Rows of activations: the only way into a backend is to embed them.
@@ -51,7 +54,9 @@ fn conformance<B: Backend>(be: &B, tol: Tolerance) {
     elementwise(be, random, tol);
     rotations(be, random, tol);
     attentions(be, random, tol);
-    fusions(be, random, tol);
+    projections(be, random, tol);
+    rotated_keys(be, random, tol);
+    sampled(be, random);
     wrong_shapes(be, random);
     wrong_buffers(be, random);
 }
@@ -365,29 +370,87 @@ fn buffer<B: Backend>(be: &B, span: &Span, all: &[f32]) -> B::Tensor {
     buffer
 }
 
-/// Fused operations against those they stand for.
-fn fusions<B: Backend>(be: &B, random: &mut Random, tol: Tolerance) {
-    for (t, d) in [(1, 64), (7, 101), (50, 320)] {
-        let (x, y, w) = (random.values(t * d, 2.0), random.values(t * d, 1.0), random.values(d, 1.0));
-        let (tx, ty, tw) = (tensor(be, &x, d), tensor(be, &y, d), vector(be, &w));
-        let sum = be.add(tx.clone(), &ty).unwrap();
-        let norm = values(be, &be.rms_norm(&sum, &tw, 1e-5).unwrap());
-        let (h, n) = be.add_rms_norm(tx.clone(), &ty, &tw, 1e-5).unwrap();
-        for (got, wanted) in values(be, &h).iter().zip(values(be, &sum)) {
-            close(*got, f64::from(wanted), tol.single, "the sum of add_rms_norm");
+/// Projections of rows that are made on the way, against the operations that make them one by one.
+fn projections<B: Backend>(be: &B, random: &mut Random, tol: Tolerance) {
+    let affine = Format::Affine { bits: 4, group: 32, meta: FloatType::F16 };
+    for (format, d) in [(affine, 96), (Format::Float(FloatType::BF16), 101), (Format::Q6K, 256)] {
+        for (t, out) in [(1, 64), (7, 17), (50, 33)] {
+            let [x, gates] = [d, 2 * d].map(|cols| tensor(be, &random.values(t * cols, 3.0), cols));
+            let [w, b] = [0, 1].map(|_| vector(be, &random.values(d, 1.0)));
+            let eps = 1e-5;
+            let [gate, up] = be.split_cols(gates.clone(), [d; 2]).unwrap();
+            let cases = [
+                (Input::Rows(&x), x.clone()),
+                (Input::RmsNorm { x: &x, w: &w, eps }, be.rms_norm(&x, &w, eps).unwrap()),
+                (
+                    Input::LayerNorm { x: &x, w: &w, bias: Some(&b), eps },
+                    be.layer_norm(&x, &w, Some(&b), eps).unwrap(),
+                ),
+                (
+                    Input::Gated { act: Activation::Silu, gate_up: &gates },
+                    be.gate(Activation::Silu, gate, &up).unwrap(),
+                ),
+            ];
+            // Merged parts in two formats.
+            let parts = [format, Format::Float(FloatType::F32)].map(|f| matrix(random, f, out, d));
+            let (packed, bias) = (be.prepare(&parts).unwrap(), vector(be, &random.values(2 * out, 1.0)));
+            let residual = random.values(t * 2 * out, 2.0);
+            for (input, x) in cases {
+                let label = format!("{}: {input:?}, {t} rows, {format}", be.name());
+                let y = be.linear(&x, &packed, Some(&bias)).unwrap();
+                let h = tensor(be, &residual, 2 * out);
+                let wanted = be.add(h.clone(), &y).unwrap();
+                let got = be.project(input, &packed, Some(&bias), Some(h.clone())).unwrap();
+                assert_eq!(values(be, &h), residual, "a shared residual is left alone");
+                for (got, wanted) in values(be, &got).iter().zip(values(be, &wanted)) {
+                    close(*got, f64::from(wanted), tol.fused, &label);
+                }
+            }
         }
-        for (got, wanted) in values(be, &n).iter().zip(norm) {
-            close(*got, f64::from(wanted), 10.0 * tol.single, "the norm of add_rms_norm");
+    }
+}
+
+/// Keys that are rotated on their way into a buffer, against keys that are rotated first: as attention sees them.
+fn rotated_keys<B: Backend>(be: &B, random: &mut Random, tol: Tolerance) {
+    for (pairing, pairs) in [(Pairing::Halves, 8), (Pairing::Interleaved, 10), (Pairing::Halves, 5)] {
+        let (t, heads, head_dim) = (40, 3, 20);
+        let rope = Rope { head_dim, inv_freq: random.values(pairs, 1.0), scale: 0.9, pairing };
+        let mut batch = Batch::default();
+        batch.reset(t);
+        batch.push(0, 700, t);
+        let p = AttnParams { heads, kv_heads: heads, head_dim, scale: 0.1, window: None, softcap: None };
+        // Some columns of wider rows, as of a merged projection.
+        let wide = tensor(be, &random.values(t * (p.kv_dim() + 7), 1.0), p.kv_dim() + 7);
+        let [_, x] = be.split_cols(wide, [7, p.kv_dim()]).unwrap();
+        let (rows, at) = (2..t - 1, 3);
+        let layout = KvLayout { len: at + rows.len(), keep: 0, ring: t };
+        let turned = be.rope(x.clone(), &rope, &batch).unwrap();
+        for (rope, turned) in [(Some((&rope, &batch)), &turned), (None, &x)] {
+            let [mut k, mut wanted] = [0, 1].map(|_| be.kv_buffer(t, p.kv_dim()).unwrap());
+            be.write_keys(&mut k, at, Keys { x: &x, rope }, rows.clone()).unwrap();
+            be.write_rows(&mut wanted, at, turned, rows.clone()).unwrap();
+            let seen = |k: &B::Tensor| {
+                let span = AttnSpan { rows: 0..5, k, v: k, layout, sink: 0, window: None };
+                values(be, &be.attention(&turned.clone(), &[span], &p).unwrap())[..5 * p.q_dim()].to_vec()
+            };
+            for (got, wanted) in seen(&k).iter().zip(seen(&wanted)) {
+                close(*got, f64::from(wanted), tol.fused, &format!("{}: {rope:?}", be.name()));
+            }
         }
-        assert_eq!(values(be, &tx), x);
-        if let Some(ids) = be.argmax(&tx).unwrap() {
-            let likeliest = |row: &[f32]| (0..d).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
-            let table = random.values(d * 3, 1.0);
-            let packed = be.prepare(&[RawTensor::from_f32(vec![d, 3], &table).unwrap()]).unwrap();
-            let wanted: Vec<f32> =
-                x.chunks(d).flat_map(|row| table[likeliest(row) * 3..][..3].to_vec()).collect();
-            assert_eq!(values(be, &be.embed(&packed, Ids::Device(&ids)).unwrap()), wanted);
-        }
+    }
+}
+
+/// Tokens picked on the device, where the backend does that.
+fn sampled<B: Backend>(be: &B, random: &mut Random) {
+    let (t, d) = (7, 101);
+    let x = random.values(t * d, 2.0);
+    if let Some(ids) = be.argmax(&tensor(be, &x, d)).unwrap() {
+        let likeliest = |row: &[f32]| (0..d).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
+        let table = random.values(d * 3, 1.0);
+        let packed = be.prepare(&[RawTensor::from_f32(vec![d, 3], &table).unwrap()]).unwrap();
+        let wanted: Vec<f32> =
+            x.chunks(d).flat_map(|row| table[likeliest(row) * 3..][..3].to_vec()).collect();
+        assert_eq!(values(be, &be.embed(&packed, Ids::Device(&ids)).unwrap()), wanted);
     }
 }
 
@@ -415,8 +478,19 @@ fn wrong_shapes<B: Backend>(be: &B, random: &mut Random) {
     fails("add", be.add(x.clone(), &y));
     fails("add of other columns", be.add(x.clone(), &z));
     fails("gate", be.gate(Activation::Silu, x.clone(), &y));
-    fails("add_rms_norm", be.add_rms_norm(x.clone(), &y, &six, 1e-5).map(|(h, _)| h));
-    fails("add_rms_norm weight", be.add_rms_norm(x.clone(), &x, &five, 1e-5).map(|(h, _)| h));
+    fails("project", be.project(Input::Rows(&x), &w, None, None));
+    fails("project, residual of other columns", be.project(Input::Rows(&z), &w, None, Some(z.clone())));
+    let short = tensor(be, &[1.0; 10], 5);
+    fails("project, residual of other rows", be.project(Input::Rows(&z), &w, None, Some(short)));
+    fails("project, bias", be.project(Input::Rows(&z), &w, Some(&six), None));
+    let norm = |x, w| Input::RmsNorm { x, w, eps: 1e-5 };
+    fails("project of a norm", be.project(norm(&z, &five), &w, None, None));
+    fails("project of a norm by nothing", be.project(norm(&z, &vector(be, &[])), &w, None, None));
+    let norm = |bias| Input::LayerNorm { x: &z, w: &six, bias, eps: 1e-5 };
+    fails("project of a norm with a bias", be.project(norm(Some(&five)), &w, None, None));
+    let gated = |gate_up| Input::Gated { act: Activation::Silu, gate_up };
+    fails("project of a narrow gate", be.project(gated(&x), &w, None, None));
+    fails("project of half a gate", be.project(gated(&tensor(be, &[1.0; 13], 13)), &w, None, None));
     fails("take_rows", be.take_rows(&x, &[0, 3]));
     fails("take_rows, far", be.take_rows(&x, &[usize::MAX]));
     fails("split_cols, too few", be.split_cols(x.clone(), [4, 3]).map(|[a, _]| a));
@@ -447,6 +521,15 @@ fn wrong_buffers<B: Backend>(be: &B, random: &mut Random) {
     #[allow(clippy::reversed_empty_ranges)]
     wrong("rows that end before they start", be.write_rows(&mut buffer, 0, &x, 3..1));
     wrong("other columns", be.write_rows(&mut narrow, 0, &x, 0..1));
+    let rope = Rope { head_dim: 4, inv_freq: vec![1.0; 2], scale: 1.0, pairing: Pairing::Halves };
+    let mut batch = Batch::default();
+    batch.push(0, 0, 3);
+    let keys = Keys { x: &x, rope: Some((&rope, &batch)) };
+    wrong("keys beyond the buffer", be.write_keys(&mut buffer, 2, keys, 0..3));
+    wrong("keys of other columns", be.write_keys(&mut narrow, 0, keys, 0..1));
+    batch.push(1, 0, 1);
+    let keys = Keys { x: &x, rope: Some((&rope, &batch)) };
+    wrong("keys of other rows than the batch", be.write_keys(&mut buffer, 0, keys, 0..3));
     be.write_rows(&mut buffer, 1, &x, 0..3).unwrap();
 
     let p = AttnParams { heads: 2, kv_heads: 1, head_dim: 8, scale: 1.0, window: None, softcap: None };
@@ -471,9 +554,9 @@ fn wrong_buffers<B: Backend>(be: &B, random: &mut Random) {
     assert!(matches!(be.kv_buffer(usize::MAX / 2, 64), Err(Error::OutOfMemory { .. })));
 }
 
-const EXACT: Tolerance = Tolerance { single: 3e-6, linear: 1e-6, attention: 1e-5 };
+const EXACT: Tolerance = Tolerance { single: 3e-6, linear: 1e-6, attention: 1e-5, fused: 0.0 };
 /// Activations in 8 bits, half a step of 1/127 off at most, and keys in `f16`.
-const FAST: Tolerance = Tolerance { single: 3e-6, linear: 4e-3, attention: 3e-3 };
+const FAST: Tolerance = Tolerance { single: 3e-6, linear: 4e-3, attention: 3e-3, fused: 0.0 };
 
 #[test]
 fn cpu_exact() {
@@ -490,6 +573,13 @@ fn cpu_fast() {
     for kernels in Cpu::kernel_names() {
         let cpu = Cpu::builder().kernels(kernels).threads(2).precision(Precision::Fast);
         conformance(&cpu.build().unwrap(), FAST);
+    }
+}
+
+#[test]
+fn default_bodies() {
+    for (precision, tolerance) in [(Precision::Exact, EXACT), (Precision::Fast, FAST)] {
+        conformance(&Plain(Cpu::builder().precision(precision).build().unwrap()), tolerance);
     }
 }
 

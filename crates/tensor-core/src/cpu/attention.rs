@@ -358,7 +358,7 @@ fn regions(layout: &KvLayout, sink: usize, window: Option<usize>) -> [Region; 3]
 }
 
 /// The buffer as floats.
-fn as_floats(buffer: &mut Buffer) -> &mut [f32] {
+pub(super) fn as_floats(buffer: &mut Buffer) -> &mut [f32] {
     // SAFETY: all bits are floats. The buffer is at a page boundary, so nothing is cut off in front.
     unsafe { buffer.bytes_mut().align_to_mut().1 }
 }

@@ -5,13 +5,15 @@ use std::sync::{Mutex, PoisonError};
 
 use rillm_quant::FloatType;
 
+use super::attention::as_floats;
 use super::buffer::Buffer;
 use super::kernels::Kernels;
 use super::kernels::matmul::{MAX_TOKENS, Tile};
 use super::kernels::panel::{Panel, Tokens};
 use super::kernels::vector::LANES;
 use super::packed::{Codes, Packed, UNIT};
-use super::rows::{Rows, RowsMut};
+use super::rows::RowsMut;
+use super::source::Source;
 use super::threads::Threads;
 use crate::{Error, Result};
 
@@ -52,7 +54,8 @@ impl Scratch {
     /// A buffer of at least `len` bytes, with anything in it.
     pub(crate) fn take(&self, len: usize) -> Result<Buffer> {
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match free.iter().position(|b| b.bytes().len() >= len) {
+        let fits = free.iter().enumerate().filter(|(_, b)| b.bytes().len() >= len);
+        match fits.min_by_key(|(_, b)| b.bytes().len()).map(|(i, _)| i) {
             Some(i) => Ok(free.swap_remove(i)),
             // In powers of two, so that growing prompts don't leave a trail.
             None => {
@@ -85,42 +88,61 @@ fn span(rows: usize, cols: usize, stride: usize) -> usize {
     if rows == 0 { 0 } else { (rows - 1) * stride + cols }
 }
 
-/// `out = x @ stacked(parts)ᵀ + bias`, for `x: [t, in]`, parts `[out_i, in]`, `bias: [sum of out_i]`,
-/// `out: [t, sum of out_i]`.
+/// What is done to results on their way out.
+#[derive(Clone, Copy)]
+pub(crate) struct Epilogue<'a> {
+    /// Added to each row.
+    pub bias: Option<&'a [f32]>,
+    /// What there is besides.
+    pub residual: Residual,
+}
+
+/// What the memory of a result holds before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Residual {
+    /// Nothing.
+    None,
+    /// What the result is added to.
+    InPlace,
+}
+
+/// `out = source @ stacked(parts)ᵀ + bias`, for `source: [t, in]`, parts `[out_i, in]`, `bias: [sum of out_i]`,
+/// `out: [t, sum of out_i]`; or the residual in `out` plus that.
 ///
 /// # Errors
 /// [`Error::Shape`] if these do not fit, [`Error::OutOfMemory`].
 pub(crate) fn linear(
     ctx: &Context<'_>,
-    x: Rows<'_>,
+    source: &Source<'_>,
     parts: &[Packed],
-    bias: Option<&[f32]>,
+    epilogue: Epilogue<'_>,
     out: RowsMut<'_>,
 ) -> Result<()> {
     let width: usize = parts.iter().map(Packed::rows).sum();
-    if let Some(part) = parts.iter().find(|p| p.cols() != x.cols) {
-        return Err(shape([x.rows, x.cols], [x.rows, part.cols()]));
+    let [t, cols] = source.shape();
+    if let Some(part) = parts.iter().find(|p| p.cols() != cols) {
+        return Err(shape([t, cols], [t, part.cols()]));
     }
-    if bias.is_some_and(|b| b.len() != width) {
-        return Err(shape([1, bias.map_or(0, <[f32]>::len)], [1, width]));
+    if let Some(bias) = epilogue.bias.filter(|b| b.len() != width) {
+        return Err(shape([1, bias.len()], [1, width]));
     }
     let fits = out.stride >= out.cols && out.data.len() >= span(out.rows, out.cols, out.stride);
-    if !fits || [out.rows, out.cols] != [x.rows, width] {
-        return Err(shape([out.rows, out.cols], [x.rows, width]));
+    if !fits || [out.rows, out.cols] != [t, width] {
+        return Err(shape([out.rows, out.cols], [t, width]));
     }
-    if x.data.len() < span(x.rows, x.cols, x.stride) {
+    if let Some(x) = source.reads().into_iter().find(|x| x.data.len() < span(x.rows, x.cols, x.stride)) {
         return Err(shape([x.data.len() / x.cols.max(1), x.cols], [x.rows, x.cols]));
     }
-    if x.rows == 0 || width == 0 {
+    if t == 0 || width == 0 {
         return Ok(());
     }
     let mut panels: [Option<Buffer>; 3] = [None, None, None];
     for panel in parts.iter().map(|p| ctx.precision.panel(p.layout().codes, ctx.kernels)) {
         if panels[panel as usize].is_none() {
-            panels[panel as usize] = Some(build(ctx, panel, x)?);
+            panels[panel as usize] = Some(build(ctx, panel, source)?);
         }
     }
-    multiply(ctx, &Product { parts, bias, panels: &panels, t: x.rows }, out);
+    multiply(ctx, &Product { parts, epilogue, panels: &panels, t }, out);
     panels.into_iter().flatten().for_each(|b| ctx.scratch.give(b));
     Ok(())
 }
@@ -136,41 +158,76 @@ fn tile_tokens(panel: Panel, start: usize, t: usize) -> usize {
     1 << left.ilog2()
 }
 
-/// All panels of `x`. That of the tokens from `start` is at `start * units * unit_bytes`.
-fn build(ctx: &Context<'_>, panel: Panel, x: Rows<'_>) -> Result<Buffer> {
-    let token_bytes = x.cols.div_ceil(UNIT) * panel.unit_bytes();
-    let mut buffer = ctx.scratch.take(token_bytes * x.rows)?;
-    let tile = |start: usize, out: &mut [u8]| {
-        let tokens = tile_tokens(panel, start, x.rows);
-        let data = &x.data[start * x.stride..];
-        (ctx.kernels.panel)(panel, Tokens { data, tokens, cols: x.cols, stride: x.stride }, out);
-        tokens
-    };
-    if x.rows < 2 * MAX_TOKENS {
-        let mut start = 0;
-        while start < x.rows {
-            start += tile(start, &mut buffer.bytes_mut()[start * token_bytes..]);
-        }
+/// All panels of what `source` makes. That of the tokens from `start` is at `start * units * unit_bytes`.
+fn build(ctx: &Context<'_>, panel: Panel, source: &Source<'_>) -> Result<Buffer> {
+    let [t, cols] = source.shape();
+    let token_bytes = cols.div_ceil(UNIT) * panel.unit_bytes();
+    let mut buffer = ctx.scratch.take(token_bytes * t)?;
+    let bytes = &mut buffer.bytes_mut()[..token_bytes * t];
+    if t < 2 * MAX_TOKENS || bytes.is_empty() {
+        tiles(ctx, panel, source, 0, bytes)?;
         return Ok(buffer);
     }
-    let bytes = &mut buffer.bytes_mut()[..token_bytes * x.rows];
     // Runs of `MAX_TOKENS` tokens start where panels start.
     let runs = Mutex::new(bytes.chunks_mut(token_bytes * MAX_TOKENS).enumerate());
-    ctx.threads.run(x.rows.div_ceil(MAX_TOKENS), &|_| {
+    let failed: Mutex<Option<Error>> = Mutex::new(None);
+    ctx.threads.run(t.div_ceil(MAX_TOKENS), &|_| {
         let claimed = runs.lock().unwrap_or_else(PoisonError::into_inner).next();
         let Some((run, bytes)) = claimed else { return };
-        let mut done = 0;
-        while done * token_bytes < bytes.len() {
-            done += tile(run * MAX_TOKENS + done, &mut bytes[done * token_bytes..]);
+        if let Err(error) = tiles(ctx, panel, source, run * MAX_TOKENS, bytes) {
+            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         }
     });
-    Ok(buffer)
+    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(buffer),
+    }
+}
+
+/// The panels of the tokens from `first` on that fill `out`. Rows that have to be made become a panel while they are
+/// in cache.
+fn tiles(
+    ctx: &Context<'_>,
+    panel: Panel,
+    source: &Source<'_>,
+    first: usize,
+    mut out: &mut [u8],
+) -> Result<()> {
+    let [t, cols] = source.shape();
+    let token_bytes = cols.div_ceil(UNIT) * panel.unit_bytes();
+    let mut start = first;
+    let mut scratch = match source {
+        Source::Rows(_) => None,
+        _ => Some(ctx.scratch.take(MAX_TOKENS.min(t - first) * cols * size_of::<f32>())?),
+    };
+    while !out.is_empty() {
+        let tokens = tile_tokens(panel, start, t);
+        let (bytes, rest) = out.split_at_mut(tokens * token_bytes);
+        let rows = match (source, &mut scratch) {
+            (Source::Rows(x), _) => {
+                Tokens { data: &x.data[start * x.stride..], tokens, cols, stride: x.stride }
+            }
+            (_, Some(made)) => {
+                let made = &mut as_floats(made)[..tokens * cols];
+                for (i, row) in made.chunks_exact_mut(cols).enumerate() {
+                    source.make(&ctx.kernels.elementwise, start + i, row);
+                }
+                Tokens { data: made, tokens, cols, stride: cols }
+            }
+            (_, None) => break,
+        };
+        (ctx.kernels.panel)(panel, rows, bytes);
+        start += tokens;
+        out = rest;
+    }
+    scratch.into_iter().for_each(|b| ctx.scratch.give(b));
+    Ok(())
 }
 
 /// What is multiplied.
 struct Product<'a> {
     parts: &'a [Packed],
-    bias: Option<&'a [f32]>,
+    epilogue: Epilogue<'a>,
     panels: &'a [Option<Buffer>; 3],
     t: usize,
 }
@@ -232,7 +289,7 @@ impl Product<'_> {
                     let out = &mut out[..tokens];
                     (ctx.kernels.multiply)(Tile { block: part.block(block), layout, panel, x, out });
                     for (i, row) in out.iter_mut().enumerate() {
-                        if let Some(bias) = self.bias {
+                        if let Some(bias) = self.epilogue.bias {
                             row.iter_mut().zip(&bias[column..][..rows]).for_each(|(y, b)| *y += b);
                         }
                         emit(start + i, column, &row[..rows]);
@@ -254,15 +311,18 @@ struct Shared {
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    /// Writes `values` to row `t` from column `column`.
+    /// Adds `values` to row `t` from column `column`, or writes them there.
     ///
     /// # Safety
     /// They lie in the result, and nobody else reads or writes them.
-    unsafe fn write(&self, t: usize, column: usize, values: &[f32]) {
+    unsafe fn write(&self, t: usize, column: usize, values: &[f32], residual: Residual) {
         // SAFETY: the caller's contract.
         unsafe {
             let to = self.data.add(t * self.stride + column);
-            std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len());
+            match residual {
+                Residual::None => std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len()),
+                Residual::InPlace => values.iter().enumerate().for_each(|(i, y)| *to.add(i) += y),
+            }
         }
     }
 }
@@ -275,7 +335,7 @@ fn multiply(ctx: &Context<'_>, product: &Product<'_>, out: RowsMut<'_>) {
         product.run(ctx, &task, &mut |t, column, values| {
             // SAFETY: `linear` has checked that `out` has `t` rows of the parts' columns, apart by the stride; tasks
             // have different blocks, so different columns, and each task runs once.
-            unsafe { shared.write(t, column, values) }
+            unsafe { shared.write(t, column, values, product.epilogue.residual) }
         });
     });
 }

@@ -11,25 +11,27 @@ mod matmul;
 mod packed;
 mod rope;
 mod rows;
+mod source;
 mod tensor;
 mod threads;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use half::f16;
 use rillm_quant::RawTensor;
 
 use self::attention::SpanView;
 use self::kernels::Kernels;
-use self::kernels::elementwise::RopeTurn;
-use self::matmul::{Context, Scratch};
+use self::matmul::{Context, Epilogue, Residual, Scratch};
 use self::packed::Packed;
 use self::rope::Angles;
 use self::rows::Rows;
+use self::source::Source;
 use self::tensor::{KvData, KvMut, Pool};
 use self::threads::Threads;
-use crate::{Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, KvLayout, Result, Rope};
+use crate::{
+    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, KvLayout, Result, Rope,
+};
 
 pub use self::bandwidth::Bandwidth;
 pub use self::matmul::Precision;
@@ -178,30 +180,61 @@ impl Cpu {
         if x.unique().is_some() {
             return Ok(x);
         }
-        self.map_rows("copy", &x, x.cols, |_, x, out| out.copy_from_slice(x))
+        self.make(Source::Rows(rows("copy", &x)?))
     }
 
-    /// A new tensor whose row `i`, of `cols` values, `f` makes from row `i` of `x`.
-    fn map_rows(
-        &self,
-        op: &'static str,
-        x: &CpuTensor,
-        cols: usize,
-        f: impl Fn(usize, &[f32], &mut [f32]) + Sync,
-    ) -> Result<CpuTensor> {
-        let source = rows(op, x)?;
-        let mut out = self.alloc(x.rows, cols)?;
-        self.each_row(&mut out, |i, row| f(i, source.row(i), row));
+    /// What `source` makes, in memory of its own.
+    fn make(&self, source: Source<'_>) -> Result<CpuTensor> {
+        let [t, cols] = source.shape();
+        let mut out = self.alloc(t, cols)?;
+        self.each_row(&mut out, |i, row| source.make(&self.0.kernels.elementwise, i, row));
         Ok(out)
+    }
+
+    /// The rows that `input` stands for.
+    fn source<'a>(&self, input: &Input<'a, Self>) -> Result<Source<'a>> {
+        Ok(match *input {
+            Input::Rows(x) => Source::Rows(rows("linear", x)?),
+            Input::RmsNorm { x, w, eps } => {
+                let w = w.vector("rms_norm")?;
+                if w.is_empty() || !x.cols.is_multiple_of(w.len()) {
+                    return Err(shape("rms_norm", [x.rows, x.cols], [x.rows, w.len()]));
+                }
+                Source::RmsNorm { x: rows("rms_norm", x)?, w, eps }
+            }
+            Input::LayerNorm { x, w, bias, eps } => {
+                let w = w.vector("layer_norm")?;
+                let bias = bias.map(|b| b.vector("layer_norm bias")).transpose()?;
+                if x.cols != w.len() || bias.is_some_and(|b| b.len() != w.len()) {
+                    return Err(shape("layer_norm", [x.rows, x.cols], [x.rows, w.len()]));
+                }
+                Source::LayerNorm { x: rows("layer_norm", x)?, w, bias, eps }
+            }
+            Input::Gated { act, gate_up: x } => {
+                let half = x.cols / 2;
+                if 2 * half != x.cols {
+                    return Err(shape("gate", [x.rows, x.cols], [x.rows, 2 * half]));
+                }
+                let x = rows("gate", x)?;
+                Source::Gated { act, gate: x.columns(0, half), up: x.columns(half, half) }
+            }
+        })
     }
 
     /// Calls `f` on every row of `x`, which is unshared, in parallel if there is much to do.
     fn each_row(&self, x: &mut CpuTensor, f: impl Fn(usize, &mut [f32]) + Sync) {
-        let (n, cols) = (x.rows, x.cols);
-        let Some(values) = x.unique() else { return };
-        if cols == 0 || n == 0 {
+        let cols = x.cols;
+        if let Some(values) = x.unique() {
+            self.each_run(values, cols, f);
+        }
+    }
+
+    /// Calls `f` on every run of `cols` values, in parallel if there is much to do.
+    fn each_run<T: Send>(&self, values: &mut [T], cols: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+        if values.is_empty() || cols == 0 {
             return;
         }
+        let n = values.len() / cols;
         if n * cols < SERIAL || n == 1 {
             values.chunks_exact_mut(cols).enumerate().for_each(|(i, row)| f(i, row));
             return;
@@ -238,6 +271,28 @@ impl Cpu {
         let y = rows(op, y)?;
         self.update(x, |i, row| f(row, y.row(i)))
     }
+}
+
+/// The `n` rows of a key buffer from `at` on, for rows `rows` of `src`.
+fn slots<'a>(dst: &'a mut CpuTensor, at: usize, src: &CpuTensor, rows: &Range<usize>) -> Result<KvMut<'a>> {
+    let cols = dst.cols;
+    let there = rows.start <= rows.end && rows.end <= src.rows;
+    let fits = src.cols == cols && there && at.checked_add(rows.len()).is_some_and(|end| end <= dst.rows);
+    let wrong = shape("write_rows", [src.rows, src.cols], [dst.rows, cols]);
+    match dst.kv_mut() {
+        Some(kv) if fits => Ok(kv.part(at * cols..(at + rows.len()) * cols)),
+        _ => Err(wrong),
+    }
+}
+
+/// Whether `rope` can turn the rows of `x` by their positions in `batch`.
+fn check_rope(x: &CpuTensor, rope: &Rope, batch: &Batch) -> Result<()> {
+    let fits =
+        rope.head_dim > 0 && x.cols.is_multiple_of(rope.head_dim) && rope.inv_freq.len() <= rope.head_dim / 2;
+    if !fits || batch.rows() != x.rows {
+        return Err(shape("rope", [x.rows, x.cols], [batch.rows(), rope.head_dim]));
+    }
+    Ok(())
 }
 
 /// The activations of `x`.
@@ -304,32 +359,11 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, x: &CpuTensor, w: &CpuWeight, bias: Option<&CpuWeight>) -> Result<CpuTensor> {
-        let matrices = w.matrices("linear")?;
-        let [out, inp] = dims(matrices);
-        if x.cols != inp {
-            return Err(shape("linear", [x.rows, x.cols], [x.rows, inp]));
-        }
-        let bias = bias.map(|b| b.vector("linear bias")).transpose()?;
-        if let Some(b) = bias.filter(|b| b.len() != out) {
-            return Err(shape("linear bias", [1, b.len()], [1, out]));
-        }
-        let mut y = self.alloc(x.rows, out)?;
-        let source = rows("linear", x)?;
-        if let Some(target) = y.view_mut() {
-            matmul::linear(&self.context(), source, matrices, bias, target)?;
-        }
-        Ok(y)
+        self.project(Input::Rows(x), w, bias, None)
     }
 
     fn rms_norm(&self, x: &CpuTensor, w: &CpuWeight, eps: f32) -> Result<CpuTensor> {
-        let (w, norm) = (w.vector("rms_norm")?, self.0.kernels.elementwise.rms_norm);
-        if w.is_empty() || !x.cols.is_multiple_of(w.len()) {
-            return Err(shape("rms_norm", [x.rows, x.cols], [x.rows, w.len()]));
-        }
-        self.map_rows("rms_norm", x, x.cols, |_, x, out| {
-            let heads = x.chunks_exact(w.len()).zip(out.chunks_exact_mut(w.len()));
-            heads.for_each(|(x, out)| norm(x, w, eps, out));
-        })
+        self.make(self.source(&Input::RmsNorm { x, w, eps })?)
     }
 
     fn layer_norm(
@@ -339,30 +373,17 @@ impl Backend for Cpu {
         bias: Option<&CpuWeight>,
         eps: f32,
     ) -> Result<CpuTensor> {
-        let w = w.vector("layer_norm")?;
-        let bias = bias.map(|b| b.vector("layer_norm bias")).transpose()?;
-        if x.cols != w.len() || bias.is_some_and(|b| b.len() != w.len()) {
-            return Err(shape("layer_norm", [x.rows, x.cols], [x.rows, w.len()]));
-        }
-        let norm = self.0.kernels.elementwise.layer_norm;
-        self.map_rows("layer_norm", x, x.cols, |_, x, out| norm(x, w, bias, eps, out))
+        self.make(self.source(&Input::LayerNorm { x, w, bias, eps })?)
     }
 
     fn rope(&self, x: CpuTensor, rope: &Rope, batch: &Batch) -> Result<CpuTensor> {
-        let fits = rope.head_dim > 0
-            && x.cols.is_multiple_of(rope.head_dim)
-            && 2 * rope.inv_freq.len() <= rope.head_dim;
-        if !fits || batch.rows() != x.rows {
-            return Err(shape("rope", [x.rows, x.cols], [batch.rows(), rope.head_dim]));
-        }
-        let turn = self.0.kernels.elementwise.rope;
-        let x = self.own(x)?;
+        check_rope(&x, rope, batch)?;
+        let (turn, source) = (self.0.kernels.elementwise.rope, rows("rope", &x)?);
+        let mut out = self.alloc(x.rows, x.cols)?;
         self.0.angles.with(rope, batch.positions(), |table| {
-            self.update(x, |i, row| {
-                let (cos, sin) = table.row(i);
-                turn(row, RopeTurn { cos, sin, head_dim: rope.head_dim, pairing: rope.pairing });
-            })
-        })
+            self.each_row(&mut out, |i, row| turn(source.row(i), table.turn(i), row));
+        });
+        Ok(out)
     }
 
     fn attention(
@@ -400,8 +421,11 @@ impl Backend for Cpu {
     }
 
     fn gate(&self, act: Activation, gate: CpuTensor, up: &CpuTensor) -> Result<CpuTensor> {
-        let f = self.0.kernels.elementwise.gate;
-        self.combine("gate", gate, up, |gate, up| f(act, gate, up))
+        let (got, want) = (self.shape(up), self.shape(&gate));
+        if got != want {
+            return Err(shape("gate", got, want));
+        }
+        self.make(Source::Gated { act, gate: rows("gate", &gate)?, up: rows("gate", up)? })
     }
 
     fn add(&self, x: CpuTensor, y: &CpuTensor) -> Result<CpuTensor> {
@@ -441,27 +465,20 @@ impl Backend for Cpu {
     }
 
     fn write_rows(&self, dst: &mut CpuTensor, at: usize, src: &CpuTensor, rows: Range<usize>) -> Result<()> {
-        let (cols, n) = (dst.cols, rows.len());
-        let there = rows.start <= rows.end && rows.end <= src.rows;
-        let fits = src.cols == cols && there && at.checked_add(n).is_some_and(|end| end <= dst.rows);
-        let wrong = shape("write_rows", [src.rows, src.cols], [dst.rows, cols]);
-        if !fits {
-            return Err(wrong);
-        }
-        let to = at * cols..(at + n) * cols;
+        let cols = dst.cols;
         let from = rows.start * cols..rows.end * cols;
-        match (dst.kv_mut().ok_or(wrong)?, src.kv(), src.view()) {
-            (KvMut::F32(dst), Some(KvData::F32(src)), _) => dst[to].copy_from_slice(&src[from]),
-            (KvMut::F16(dst), Some(KvData::F16(src)), _) => dst[to].copy_from_slice(&src[from]),
+        let narrow = self.0.kernels.elementwise.narrow;
+        let wrong = shape("write_rows", [src.rows, src.cols], [dst.rows, cols]);
+        match (slots(dst, at, src, &rows)?, src.kv(), src.view()) {
+            (KvMut::F32(dst), Some(KvData::F32(src)), _) => dst.copy_from_slice(&src[from]),
+            (KvMut::F16(dst), Some(KvData::F16(src)), _) => dst.copy_from_slice(&src[from]),
             (KvMut::F32(dst), _, Some(src)) => {
-                let dst = dst[to].chunks_exact_mut(cols.max(1));
-                dst.zip(rows).for_each(|(dst, r)| dst.copy_from_slice(src.row(r)));
+                self.each_run(dst, cols, |i, dst| dst.copy_from_slice(src.row(rows.start + i)));
             }
             (KvMut::F16(dst), _, Some(src)) => {
-                let dst = dst[to].chunks_exact_mut(cols.max(1));
-                dst.zip(rows).for_each(|(dst, r)| narrow(src.row(r), dst));
+                self.each_run(dst, cols, |i, dst| narrow(src.row(rows.start + i), dst));
             }
-            _ => return Err(shape("write_rows", [src.rows, src.cols], [at + n, cols])),
+            _ => return Err(wrong),
         }
         Ok(())
     }
@@ -472,12 +489,57 @@ impl Backend for Cpu {
         (0..x.rows).for_each(|i| out.extend_from_slice(x.row(i)));
         Ok(())
     }
-}
 
-/// Rounds to half precision; values beyond its range become its largest, so that a stray outlier does not turn
-/// scores into NaN.
-fn narrow(src: &[f32], dst: &mut [f16]) {
-    for (x, y) in src.iter().zip(dst) {
-        *y = f16::from_f32(x.clamp(-65504.0, 65504.0));
+    fn project(
+        &self,
+        input: Input<'_, Self>,
+        w: &CpuWeight,
+        bias: Option<&CpuWeight>,
+        residual: Option<CpuTensor>,
+    ) -> Result<CpuTensor> {
+        let matrices = w.matrices("linear")?;
+        let [out, inp] = dims(matrices);
+        let source = self.source(&input)?;
+        let [t, cols] = source.shape();
+        if cols != inp {
+            return Err(shape("linear", [t, cols], [t, inp]));
+        }
+        let bias = bias.map(|b| b.vector("linear bias")).transpose()?;
+        if let Some(b) = bias.filter(|b| b.len() != out) {
+            return Err(shape("linear bias", [1, b.len()], [1, out]));
+        }
+        let (mut y, residual) = match residual {
+            Some(h) if [h.rows, h.cols] != [t, out] => return Err(shape("add", [t, out], [h.rows, h.cols])),
+            Some(h) => (self.own(h)?, Residual::InPlace),
+            None => (self.alloc(t, out)?, Residual::None),
+        };
+        if let Some(target) = y.view_mut() {
+            matmul::linear(&self.context(), &source, matrices, Epilogue { bias, residual }, target)?;
+        }
+        Ok(y)
+    }
+
+    fn write_keys(
+        &self,
+        dst: &mut CpuTensor,
+        at: usize,
+        keys: Keys<'_, CpuTensor>,
+        rows: Range<usize>,
+    ) -> Result<()> {
+        let Keys { x, rope } = keys;
+        let Some((rope, batch)) = rope else { return self.write_rows(dst, at, x, rows) };
+        check_rope(x, rope, batch)?;
+        let (cols, first) = (dst.cols, rows.start);
+        let (to, src) = (slots(dst, at, x, &rows)?, self::rows("write_keys", x)?);
+        let kernels = &self.0.kernels.elementwise;
+        self.0.angles.with(rope, batch.positions(), |table| match to {
+            KvMut::F32(to) => self.each_run(to, cols, |i, to| {
+                (kernels.rope)(src.row(first + i), table.turn(first + i), to);
+            }),
+            KvMut::F16(to) => self.each_run(to, cols, |i, to| {
+                (kernels.rope_narrow)(src.row(first + i), table.turn(first + i), to);
+            }),
+        });
+        Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use super::kernels::elementwise::RopeTurn;
 use crate::Rope;
 
 /// Tables kept: families have at most two sets of frequencies (gemma3), and queries and keys share one.
@@ -23,10 +24,11 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// Cosines and sines of row `i`, one a pair, times the rope's scale.
-    pub(super) fn row(&self, i: usize) -> (&[f32], &[f32]) {
+    /// How the heads of row `i` are turned.
+    pub(super) fn turn(&self, i: usize) -> RopeTurn<'_> {
         let n = self.rope.inv_freq.len();
-        (&self.cos[i * n..][..n], &self.sin[i * n..][..n])
+        let Rope { head_dim, pairing, .. } = self.rope;
+        RopeTurn { cos: &self.cos[i * n..][..n], sin: &self.sin[i * n..][..n], head_dim, pairing }
     }
 
     fn fill(&mut self, rope: &Rope, positions: &[u32]) {

@@ -18,6 +18,11 @@ impl<'a> Rows<'a> {
     pub fn row(&self, i: usize) -> &'a [f32] {
         &self.data[i * self.stride..][..self.cols]
     }
+
+    /// Columns `[at, at + cols)`.
+    pub fn columns(self, at: usize, cols: usize) -> Self {
+        Self { data: self.data.get(at..).unwrap_or_default(), cols, ..self }
+    }
 }
 
 /// A matrix to write: row `i` is `data[i * stride..][..cols]`.

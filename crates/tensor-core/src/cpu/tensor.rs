@@ -1,6 +1,7 @@
 //! Activations and key buffers of the CPU backend, and the pool that activations' memory returns to.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use half::f16;
@@ -217,4 +218,14 @@ pub(super) enum KvMut<'a> {
     F32(&'a mut [f32]),
     /// Half precision.
     F16(&'a mut [f16]),
+}
+
+impl<'a> KvMut<'a> {
+    /// The values `range`, which exist.
+    pub(super) fn part(self, range: Range<usize>) -> Self {
+        match self {
+            Self::F32(x) => Self::F32(&mut x[range]),
+            Self::F16(x) => Self::F16(&mut x[range]),
+        }
+    }
 }

@@ -1,6 +1,8 @@
 //! Random operands, and what operations mean in `f64`. Not tests.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+pub mod plain;
+
 use std::ops::Range;
 
 use rillm_quant::{Format, RawTensor, encode};

@@ -63,6 +63,11 @@ impl<const VNNI: bool> Vector for Avx2<VNNI> {
         [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast()))]
     }
     #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, x: F) {
+        _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x[0]));
+        _mm_storeu_si128(p.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x[1]));
+    }
+    #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> F {
         [widen_bf16(p), widen_bf16(p.add(8))]
     }

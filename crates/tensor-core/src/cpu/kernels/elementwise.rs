@@ -1,5 +1,7 @@
 //! Norms, activations, rope and the rest of what touches each value of a row once. No matrices, no threads.
 
+use half::f16;
+
 use super::vector::{Kernel, LANES, Vector};
 use crate::{Activation, Pairing};
 
@@ -12,16 +14,21 @@ pub(crate) struct Elementwise {
     pub layer_norm: LayerNormFn,
     /// `x = act(x)`.
     pub activate: fn(act: Activation, x: &mut [f32]),
-    /// `gate = act(gate) * up`.
-    pub gate: fn(act: Activation, gate: &mut [f32], up: &[f32]),
+    /// `out = act(gate) * up`.
+    pub gate: fn(act: Activation, gate: &[f32], up: &[f32], out: &mut [f32]),
     /// `x += y`.
     pub add: fn(x: &mut [f32], y: &[f32]),
     /// `x *= factor`.
     pub scale: fn(x: &mut [f32], factor: f32),
     /// `x = cap * tanh(x / cap)`.
     pub softcap: fn(x: &mut [f32], cap: f32),
-    /// Turns the heads of a row.
-    pub rope: fn(row: &mut [f32], turn: RopeTurn<'_>),
+    /// The row with its heads turned.
+    pub rope: fn(x: &[f32], turn: RopeTurn<'_>, out: &mut [f32]),
+    /// [`rope`](Self::rope), then [`narrow`](Self::narrow).
+    pub rope_narrow: fn(x: &[f32], turn: RopeTurn<'_>, out: &mut [f16]),
+    /// `x` in half precision. Values beyond its range become its largest, so that a stray outlier does not turn
+    /// scores into NaN.
+    pub narrow: fn(x: &[f32], out: &mut [f16]),
 }
 
 /// Takes `x`, `w`, the bias, `eps` and where the result goes.
@@ -48,10 +55,12 @@ impl Elementwise {
             layer_norm: layer_norm::<V>,
             activate: activate::<V>,
             gate: gate::<V>,
-            add: |x, y| zip::<V, _>(x, y, Add),
+            add: add::<V>,
             scale: |x, factor| map::<V, _>(x, Scale(factor)),
             softcap: |x, cap| map::<V, _>(x, Softcap(cap)),
-            rope: rope::<V>,
+            rope: rope::<V, f32>,
+            rope_narrow: rope::<V, f16>,
+            narrow: narrow::<V>,
         }
     }
 }
@@ -78,34 +87,49 @@ fn activate<V: Vector>(act: Activation, x: &mut [f32]) {
     }
 }
 
-fn gate<V: Vector>(act: Activation, gate: &mut [f32], up: &[f32]) {
+fn gate<V: Vector>(act: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     match act {
-        Activation::Silu => zip::<V, _>(gate, up, Gated(Silu)),
-        Activation::Gelu => zip::<V, _>(gate, up, Gated(Gelu)),
-        Activation::GeluTanh => zip::<V, _>(gate, up, Gated(GeluTanh)),
-        Activation::Relu => zip::<V, _>(gate, up, Gated(Relu)),
-        Activation::Relu2 => zip::<V, _>(gate, up, Gated(Relu2)),
+        Activation::Silu => gated::<V, _>(gate, up, out, Silu),
+        Activation::Gelu => gated::<V, _>(gate, up, out, Gelu),
+        Activation::GeluTanh => gated::<V, _>(gate, up, out, GeluTanh),
+        Activation::Relu => gated::<V, _>(gate, up, out, Relu),
+        Activation::Relu2 => gated::<V, _>(gate, up, out, Relu2),
     }
 }
 
-fn rope<V: Vector>(row: &mut [f32], turn: RopeTurn<'_>) {
+fn gated<V: Vector, A: Unary>(gate: &[f32], up: &[f32], out: &mut [f32], act: A) {
+    assert!(gate.len() == out.len() && up.len() == out.len());
+    let (n, x, y, out) = (out.len(), gate.as_ptr(), up.as_ptr(), out.as_mut_ptr());
+    // SAFETY: the table of `V` was handed out after detection; the three slices have `n` values.
+    unsafe { V::call(Zip { n, x, y, out, op: Gated(act) }) }
+}
+
+fn add<V: Vector>(x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len());
+    let (n, out) = (x.len(), x.as_mut_ptr());
+    // SAFETY: the table of `V` was handed out after detection; both slices have `n` values, and those at `out` are
+    // read before they are written.
+    unsafe { V::call(Zip { n, x: out, y: y.as_ptr(), out, op: Add }) }
+}
+
+fn rope<V: Vector, T: Stored>(x: &[f32], turn: RopeTurn<'_>, out: &mut [T]) {
     let pairs = turn.cos.len();
-    assert!(turn.sin.len() == pairs && 2 * pairs <= turn.head_dim && row.len().is_multiple_of(turn.head_dim));
+    assert!(turn.sin.len() == pairs && 2 * pairs <= turn.head_dim && x.len().is_multiple_of(turn.head_dim));
+    assert_eq!(x.len(), out.len());
     // SAFETY: the table of `V` was handed out after detection.
-    unsafe { V::call(Turn { row, turn }) }
+    unsafe { V::call(Turn { x, turn, out }) }
+}
+
+fn narrow<V: Vector>(x: &[f32], out: &mut [f16]) {
+    assert_eq!(x.len(), out.len());
+    // SAFETY: the table of `V` was handed out after detection.
+    unsafe { V::call(Convert { x, out }) }
 }
 
 /// `x = op(x)`.
 fn map<V: Vector, O: Unary>(x: &mut [f32], op: O) {
     // SAFETY: the table of `V` was handed out after detection.
     unsafe { V::call(Map { x, op }) }
-}
-
-/// `x = op(x, y)`.
-fn zip<V: Vector, O: Binary>(x: &mut [f32], y: &[f32], op: O) {
-    assert_eq!(x.len(), y.len());
-    // SAFETY: the table of `V` was handed out after detection.
-    unsafe { V::call(Zip { x, y, op }) }
 }
 
 /// A function of one value.
@@ -285,28 +309,30 @@ impl<O: Unary> Kernel for Map<'_, O> {
     }
 }
 
-/// [`zip`].
-struct Zip<'a, O> {
-    x: &'a mut [f32],
-    y: &'a [f32],
+/// `out = op(x, y)`. `n` values can be read at `x` and `y` and written at `out`, which may be `x`.
+struct Zip<O> {
+    n: usize,
+    x: *const f32,
+    y: *const f32,
+    out: *mut f32,
     op: O,
 }
 
-impl<O: Binary> Kernel for Zip<'_, O> {
+impl<O: Binary> Kernel for Zip<O> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let (n, x, y) = (self.x.len(), self.x.as_mut_ptr(), self.y.as_ptr());
+        let Self { n, x, y, out, op } = self;
         let whole = n - n % LANES;
-        // SAFETY: both slices have `n` values, the offsets are below, and `n - whole` follow the last.
+        // SAFETY: this kernel's contract; the offsets are below `n`, and `n - whole` values follow the last.
         unsafe {
             for i in (0..whole).step_by(LANES) {
-                V::store(x.add(i), self.op.apply::<V>(V::load(x.add(i)), V::load(y.add(i))));
+                V::store(out.add(i), op.apply::<V>(V::load(x.add(i)), V::load(y.add(i))));
             }
             if whole < n {
                 let (x, y, rest) = (x.add(whole), y.add(whole), n - whole);
-                let z = self.op.apply::<V>(V::load_partial(x, rest), V::load_partial(y, rest));
-                V::store_partial(x, z, rest);
+                let z = op.apply::<V>(V::load_partial(x, rest), V::load_partial(y, rest));
+                V::store_partial(out.add(whole), z, rest);
             }
         }
     }
@@ -431,41 +457,121 @@ impl Kernel for LayerNorm<'_> {
     }
 }
 
-/// [`rope`].
-struct Turn<'a> {
-    row: &'a mut [f32],
-    turn: RopeTurn<'a>,
+/// How values are stored.
+trait Stored: Sized {
+    /// # Safety
+    /// That of [`Vector`]'s functions; `n <= 16` values can be written at `p`.
+    unsafe fn put<V: Vector>(p: *mut Self, x: V::F, n: usize);
 }
 
-impl Kernel for Turn<'_> {
+#[expect(unsafe_op_in_unsafe_fn, reason = "one store, under the contract of Stored")]
+impl Stored for f32 {
+    #[inline(always)]
+    unsafe fn put<V: Vector>(p: *mut Self, x: V::F, n: usize) {
+        V::store_partial(p, x, n);
+    }
+}
+
+#[expect(unsafe_op_in_unsafe_fn, reason = "one store, under the contract of Stored")]
+impl Stored for f16 {
+    #[inline(always)]
+    unsafe fn put<V: Vector>(p: *mut Self, x: V::F, n: usize) {
+        // In this order of operands a NaN passes.
+        let most = Self::MAX.to_f32_const();
+        let x = V::min(V::splat(most), V::max(V::splat(-most), x));
+        if n == LANES {
+            V::store_f16(p.cast(), x);
+        } else {
+            V::store_partial_f16(p.cast(), x, n);
+        }
+    }
+}
+
+/// `out = x`, of equal lengths.
+struct Convert<'a, T> {
+    x: &'a [f32],
+    out: &'a mut [T],
+}
+
+impl<T: Stored> Kernel for Convert<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let (x, out) = (self.x.as_ptr(), self.out.as_mut_ptr());
+        for i in (0..self.x.len()).step_by(LANES) {
+            let n = (self.x.len() - i).min(LANES);
+            // SAFETY: both slices are of one length, and `n` values follow `i`.
+            unsafe { T::put::<V>(out.add(i), V::load_partial(x.add(i), n), n) };
+        }
+    }
+}
+
+/// [`rope`].
+struct Turn<'a, T> {
+    x: &'a [f32],
+    turn: RopeTurn<'a>,
+    out: &'a mut [T],
+}
+
+impl<T: Stored> Kernel for Turn<'_, T> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let RopeTurn { cos, sin, head_dim, pairing } = self.turn;
         let pairs = cos.len();
-        for head in self.row.chunks_exact_mut(head_dim) {
-            if pairing == Pairing::Interleaved {
-                for ((pair, &c), &s) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
-                    let (a, b) = (pair[0], pair[1]);
-                    pair[0] = a.mul_add(c, -(b * s));
-                    pair[1] = b.mul_add(c, a * s);
-                }
-                continue;
-            }
-            let first = head.as_mut_ptr();
-            for i in (0..pairs).step_by(LANES) {
-                let rest = (pairs - i).min(LANES);
-                // SAFETY: a head holds `2 * pairs` values and the tables `pairs`, of which `rest` follow `i`.
-                unsafe {
-                    let (x, y) = (first.add(i), first.add(pairs + i));
-                    let (a, b) = (V::load_partial(x, rest), V::load_partial(y, rest));
-                    let c = V::load_partial(cos.as_ptr().add(i), rest);
-                    let s = V::load_partial(sin.as_ptr().add(i), rest);
-                    V::store_partial(x, V::fma(a, c, V::neg(V::mul(b, s))), rest);
-                    V::store_partial(y, V::fma(b, c, V::mul(a, s)), rest);
+        for (x, out) in self.x.chunks_exact(head_dim).zip(self.out.chunks_exact_mut(head_dim)) {
+            // SAFETY: the caller's contract; both heads and tables have the lengths that the functions want.
+            unsafe {
+                match pairing {
+                    Pairing::Halves => halves::<V, T>(x.as_ptr(), [cos, sin], out.as_mut_ptr()),
+                    Pairing::Interleaved => interleaved::<V, T>(x, [cos, sin], out.as_mut_ptr()),
                 }
             }
+            let (x, out) = (&x[2 * pairs..], &mut out[2 * pairs..]);
+            // SAFETY: the caller's contract.
+            unsafe { Convert { x, out }.run::<V>() };
         }
+    }
+}
+
+/// Turns `(x[i], x[pairs + i])`.
+///
+/// # Safety
+/// That of [`Vector`]'s functions; `x` and `out` have `2 * pairs` values, the tables `pairs`.
+#[inline(always)]
+unsafe fn halves<V: Vector, T: Stored>(x: *const f32, [cos, sin]: [&[f32]; 2], out: *mut T) {
+    let pairs = cos.len();
+    for i in (0..pairs).step_by(LANES) {
+        let n = (pairs - i).min(LANES);
+        // SAFETY: this function's contract; `n` pairs follow `i`.
+        unsafe {
+            let (a, b) = (V::load_partial(x.add(i), n), V::load_partial(x.add(pairs + i), n));
+            let c = V::load_partial(cos.as_ptr().add(i), n);
+            let s = V::load_partial(sin.as_ptr().add(i), n);
+            T::put::<V>(out.add(i), V::fma(a, c, V::neg(V::mul(b, s))), n);
+            T::put::<V>(out.add(pairs + i), V::fma(b, c, V::mul(a, s)), n);
+        }
+    }
+}
+
+/// Turns `(x[2 i], x[2 i + 1])`.
+///
+/// # Safety
+/// That of [`Vector`]'s functions; `out` has `2 * pairs` values.
+#[inline(always)]
+unsafe fn interleaved<V: Vector, T: Stored>(x: &[f32], [cos, sin]: [&[f32]; 2], out: *mut T) {
+    let pairs = cos.len();
+    for first in (0..pairs).step_by(LANES / 2) {
+        let n = (pairs - first).min(LANES / 2);
+        let mut turned = [0.0; LANES];
+        for i in 0..n {
+            let (a, b) = (x[2 * (first + i)], x[2 * (first + i) + 1]);
+            let (c, s) = (cos[first + i], sin[first + i]);
+            turned[2 * i] = a.mul_add(c, -(b * s));
+            turned[2 * i + 1] = b.mul_add(c, a * s);
+        }
+        // SAFETY: this function's contract; `n` pairs follow `first`.
+        unsafe { T::put::<V>(out.add(2 * first), V::load(turned.as_ptr()), 2 * n) };
     }
 }
 

@@ -63,6 +63,13 @@ impl<const DOT: u8> Vector for Neon<DOT> {
         [widen_f16(p), widen_f16(p.add(4)), widen_f16(p.add(8)), widen_f16(p.add(12))]
     }
     #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, x: F) {
+        vst1_u16(p, f16_bits(x[0]));
+        vst1_u16(p.add(4), f16_bits(x[1]));
+        vst1_u16(p.add(8), f16_bits(x[2]));
+        vst1_u16(p.add(12), f16_bits(x[3]));
+    }
+    #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> F {
         [widen_bf16(p), widen_bf16(p.add(4)), widen_bf16(p.add(8)), widen_bf16(p.add(12))]
     }
@@ -302,6 +309,19 @@ unsafe fn widen_f16(p: *const u16) -> float32x4_t {
     asm!(
         "fcvtl {out:v}.4s, {x:v}.4h",
         out = out(vreg) out, x = in(vreg) vld1_u16(p),
+        options(pure, nomem, nostack, preserves_flags)
+    );
+    out
+}
+
+/// The nearest half float of each lane; as with [`widen_f16`].
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
+unsafe fn f16_bits(x: float32x4_t) -> uint16x4_t {
+    let out: uint16x4_t;
+    asm!(
+        "fcvtn {out:v}.4h, {x:v}.4s",
+        out = out(vreg) out, x = in(vreg) x,
         options(pure, nomem, nostack, preserves_flags)
     );
     out

@@ -55,6 +55,10 @@ impl Vector for Scalar {
         p.cast::<[u16; LANES]>().read_unaligned().map(|x| f16::from_bits(x).to_f32())
     }
     #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, x: F) {
+        p.cast::<[u16; LANES]>().write_unaligned(x.map(|x| f16::from_f32(x).to_bits()));
+    }
+    #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> F {
         p.cast::<[u16; LANES]>().read_unaligned().map(|x| bf16::from_bits(x).to_f32())
     }

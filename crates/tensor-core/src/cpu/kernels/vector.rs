@@ -46,6 +46,8 @@ pub(crate) trait Vector: Copy + 'static {
     unsafe fn store(p: *mut f32, x: Self::F);
     /// 16 values stored as half floats.
     unsafe fn load_f16(p: *const u16) -> Self::F;
+    /// 16 values as half floats, rounded to nearest, ties to even; a NaN stays one.
+    unsafe fn store_f16(p: *mut u16, x: Self::F);
     unsafe fn load_bf16(p: *const u16) -> Self::F;
     /// Rounds to nearest, ties to even; a NaN stays one.
     unsafe fn store_bf16(p: *mut u16, x: Self::F);
@@ -157,6 +159,17 @@ pub(crate) trait Vector: Copy + 'static {
         unsafe {
             std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n.min(LANES));
             Self::load_f16(lanes.as_ptr())
+        }
+    }
+
+    /// [`store_f16`](Self::store_f16) of the first `n <= 16` lanes.
+    #[inline(always)]
+    unsafe fn store_partial_f16(p: *mut u16, x: Self::F, n: usize) {
+        let mut lanes = [0u16; LANES];
+        // SAFETY: `n` values can be written and are in `lanes`.
+        unsafe {
+            Self::store_f16(lanes.as_mut_ptr(), x);
+            std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n.min(LANES));
         }
     }
 

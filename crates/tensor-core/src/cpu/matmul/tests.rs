@@ -3,11 +3,12 @@
 
 use rillm_quant::{FloatType, Format};
 
-use super::{Context, Precision, Scratch, linear};
+use super::{Context, Epilogue, Precision, Residual, Scratch, linear};
 use crate::cpu::kernels::{Kernels, available, best};
 use crate::cpu::packed::Packed;
 use crate::cpu::packed::tests::{Noise, formats, random};
 use crate::cpu::rows::{Rows, RowsMut};
+use crate::cpu::source::Source;
 use crate::cpu::threads::Threads;
 
 struct Case {
@@ -51,7 +52,8 @@ impl Case {
         let (width, stride) = (self.weights.len(), self.weights.len() + 3);
         let mut data = vec![f32::NAN; t * stride];
         let out = RowsMut { data: &mut data, rows: t, cols: width, stride };
-        linear(&ctx, x, &self.parts, Some(&self.bias), out).unwrap();
+        let epilogue = Epilogue { bias: Some(&self.bias), residual: Residual::None };
+        linear(&ctx, &Source::Rows(x), &self.parts, epilogue, out).unwrap();
         data.chunks(stride).flat_map(|row| row[..width].to_vec()).collect()
     }
 
@@ -201,7 +203,8 @@ fn shapes_that_do_not_fit_are_errors() {
     let mut data = [0.0; 10];
     let mut try_with = |x: Rows<'_>, bias: Option<&[f32]>, cols: usize| {
         let out = RowsMut { data: &mut data, rows: 2, cols, stride: cols };
-        linear(&ctx, x, &case.parts, bias, out).is_ok()
+        let epilogue = Epilogue { bias, residual: Residual::None };
+        linear(&ctx, &Source::Rows(x), &case.parts, epilogue, out).is_ok()
     };
     assert!(try_with(x, None, 5));
     assert!(!try_with(x, None, 4));

@@ -126,7 +126,7 @@ fn gates() {
     for act in ACTIVATIONS {
         for n in LENGTHS {
             let (x, up) = (values(n, 1, 4.0), values(n, 2, 4.0));
-            let got = by_all(&x, |k, x| (k.elementwise.gate)(act, x, &up));
+            let got = by_all(&x, |k, out| (k.elementwise.gate)(act, &x, &up, out));
             let want = x.iter().zip(&up).map(|(&x, &up)| reference(act, x.into()) * f64::from(up));
             assert_close(&got, want, 1.5e-6, 1e-6);
         }
@@ -184,8 +184,12 @@ fn rope_turns_pairs_and_keeps_the_rest() {
             let x = values(heads * head_dim, 8, 2.0);
             let angles = values(pairs, 9, 3.0);
             let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
-            let got = by_all(&x, |k, x| {
-                (k.elementwise.rope)(x, RopeTurn { cos: &cos, sin: &sin, head_dim, pairing });
+            let got = by_all(&x, |k, out| {
+                let turn = RopeTurn { cos: &cos, sin: &sin, head_dim, pairing };
+                (k.elementwise.rope)(&x, turn, out);
+                let mut halves = vec![f16::NAN; out.len()];
+                (k.elementwise.rope_narrow)(&x, turn, &mut halves);
+                assert!(halves.iter().zip(&*out).all(|(half, x)| *half == f16::from_f32(*x)), "{}", k.name);
             });
             for (i, &got) in got.iter().enumerate() {
                 let (head, at) = (i / head_dim * head_dim, i % head_dim);
@@ -201,6 +205,26 @@ fn rope_turns_pairs_and_keeps_the_rest() {
                 let want = x * c + if is_first { -y * s } else { y * s };
                 assert!((f64::from(got) - want).abs() < 4e-7, "{pairing:?} {i}: {got} instead of {want}");
             }
+        }
+    }
+}
+
+#[test]
+fn halves_are_the_nearest_and_finite() {
+    for n in LENGTHS {
+        let mut x = values(n, 10, 100.0);
+        let edges = [65504.0, 65519.0, 65520.0, -1e30, f32::INFINITY, f32::NEG_INFINITY, 1e-8, -0.0];
+        x.iter_mut().zip(edges).for_each(|(x, edge)| *x = edge);
+        for k in available() {
+            let mut out = vec![f16::NAN; n + 1];
+            (k.elementwise.narrow)(&x, &mut out[..n]);
+            for (x, half) in x.iter().zip(&out) {
+                let want = f16::from_f32(x.clamp(-65504.0, 65504.0));
+                assert_eq!(half.to_bits(), want.to_bits(), "{}: {x}", k.name);
+            }
+            assert!(out[n].is_nan());
+            (k.elementwise.narrow)(&vec![f32::NAN; n], &mut out[..n]);
+            assert!(out.iter().all(|x| x.is_nan()), "{}", k.name);
         }
     }
 }

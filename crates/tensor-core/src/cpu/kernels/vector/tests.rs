@@ -93,6 +93,10 @@ impl Kernel for Floats<'_> {
             out.extend(halves.map(|x| if x & 0x7fff > 0x7f80 { 0x7fc0 } else { u32::from(x) }));
             V::store(lanes.as_mut_ptr(), V::load_bf16(halves.as_ptr()));
             out.extend(lanes.map(bits));
+            V::store_f16(halves.as_mut_ptr(), a);
+            out.extend(halves.map(|x| if x & 0x7fff > 0x7c00 { 0x7e00 } else { u32::from(x) }));
+            V::store(lanes.as_mut_ptr(), V::load_f16(halves.as_ptr()));
+            out.extend(lanes.map(bits));
             halves =
                 self.0[0][..LANES].iter().map(|x| x.to_bits() as u16).collect::<Vec<_>>().try_into().unwrap();
             V::store(lanes.as_mut_ptr(), V::load_f16(halves.as_ptr()));
@@ -149,6 +153,9 @@ impl Kernel for Partial<'_> {
                     self.0[at..at + n].iter().map(|x| half::f16::from_f32(*x).to_bits()).collect();
                 let y = V::load_partial_f16(halves.as_ptr(), n);
                 assert_eq!(V::reduce_sum(y), V::reduce_sum(x));
+                let mut stored = [7u16; LANES];
+                V::store_partial_f16(stored.as_mut_ptr(), x, n);
+                assert_eq!((&stored[..n], &stored[n..]), (&halves[..], &[7; LANES][n..]));
             }
         }
     }
