@@ -1,8 +1,8 @@
 //! MLX affine groups: `w = scale * q + bias`. The bit stream itself is in `bitstream`.
 
 use crate::bitstream;
-use crate::codec::{Parts, Row};
-use crate::{FloatType, float};
+use crate::codec::Parts;
+use crate::{FloatType, RawRow, float};
 
 /// The largest group.
 const MAX_GROUP: usize = 128;
@@ -17,7 +17,7 @@ pub(crate) struct Affine {
 
 /// Values of a row. The product and the sum are rounded one after the other, as MLX's CPU build for
 /// x86 does; a fused multiply-add differs only for f32 scales, since `scale * q` is exact for the others.
-pub(crate) fn decode(format: Affine, row: Row<'_>, out: &mut [f32]) {
+pub(crate) fn decode(format: Affine, row: RawRow<'_>, out: &mut [f32]) {
     let Affine { bits, group, meta } = format;
     let mut codes = [0; MAX_GROUP];
     let codes = &mut codes[..group];

@@ -15,14 +15,27 @@ pub(crate) fn unpack(bits: u32, bytes: &[u8], codes: &mut [u8]) {
 }
 
 fn unpack_fields<const BITS: usize>(bytes: &[u8], codes: &mut [u8]) {
-    for (packed, eight) in bytes.chunks_exact(BITS).zip(codes.chunks_exact_mut(8)) {
+    for (packed, eight) in bytes.as_chunks::<BITS>().0.iter().zip(codes.as_chunks_mut().0) {
         let mut word = [0; 8];
         word[..BITS].copy_from_slice(packed);
-        let word = u64::from_le_bytes(word);
-        for (i, code) in eight.iter_mut().enumerate() {
-            *code = (word >> (i * BITS)) as u8 & ((1 << BITS) - 1);
-        }
+        *eight = spread::<BITS>(u64::from_le_bytes(word)).to_le_bytes();
     }
+}
+
+/// Eight fields of `BITS` bits, moved to a byte each: the fours are parted, then pairs, then single fields.
+#[inline(always)]
+fn spread<const BITS: usize>(word: u64) -> u64 {
+    let word = part(word, 4 * BITS, 32);
+    let word = part(word, 2 * BITS, 16);
+    part(word, BITS, 8)
+}
+
+/// Of two fields of `bits` bits, side by side in each `2 * to` bits, moves the upper one to bit `to`.
+#[inline(always)]
+fn part(word: u64, bits: usize, to: usize) -> u64 {
+    let field = (1 << bits) - 1;
+    let fields = (0..64).step_by(2 * to).fold(0u64, |mask, at| mask | field << at);
+    word & fields | word << (to - bits) & (fields << to)
 }
 
 /// The commonest width, written so that it vectorizes.

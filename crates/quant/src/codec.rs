@@ -1,15 +1,8 @@
 //! The one door to the codecs: checks, then hands over to the file of the format. Holds no format itself.
 
 use crate::affine::{self, Affine};
-use crate::{Error, Format, RawTensor, Result, bitstream, float, ggml, microscaling};
-
-/// The bytes of one row.
-#[derive(Clone, Copy)]
-pub(crate) struct Row<'a> {
-    pub(crate) codes: &'a [u8],
-    pub(crate) scales: &'a [u8],
-    pub(crate) biases: &'a [u8],
-}
+use crate::row::check_length;
+use crate::{Error, Format, RawRow, RawTensor, Result, float, ggml, microscaling};
 
 /// The bytes of a tensor that is being encoded.
 #[derive(Default)]
@@ -25,17 +18,7 @@ impl RawTensor<'_> {
     /// # Errors
     /// [`Error::Row`], [`Error::Length`] of `out`, and those of [`RawTensor::new`] if the fields do not fit.
     pub fn decode_row(&self, row: usize, out: &mut [f32]) -> Result<()> {
-        check_length("row of values", self.cols(), out.len())?;
-        let row = self.row(row)?;
-        match self.format {
-            Format::Float(t) => float::decode(t, row.codes, out),
-            Format::Affine { bits, group, meta } => affine::decode(Affine { bits, group, meta }, row, out),
-            Format::MxFp4 | Format::MxFp8 | Format::NvFp4 => {
-                microscaling::decode(self.format, row, self.factor, out);
-            }
-            _ => ggml::decode(self.format, row.codes, out),
-        }
-        Ok(())
+        self.row(row)?.decode(out)
     }
 
     /// Values of the whole tensor, row-major.
@@ -51,58 +34,27 @@ impl RawTensor<'_> {
         Ok(values)
     }
 
-    /// Codes of row `row`, one a byte, as unsigned integers that [`scales_of_row`](Self::scales_of_row)
-    /// gives a meaning to: Q8_0 as `q + 128`, the K-quants' as stored, E2M1 and E4M3 as the bits of the
-    /// code. `out: [cols]`.
+    /// Codes of row `row`, one a byte; see [`RawRow::codes`]. `out: [cols]`.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for plain values, else as [`decode_row`](Self::decode_row).
     pub fn codes_of_row(&self, row: usize, out: &mut [u8]) -> Result<()> {
-        check_length("row of codes", self.cols(), out.len())?;
-        let codes = self.row(row)?.codes;
-        match self.format {
-            Format::Float(_) => return Err(self.no_codes()),
-            Format::Affine { bits, .. } => bitstream::unpack(bits, codes, out),
-            Format::MxFp4 | Format::MxFp8 | Format::NvFp4 => microscaling::codes(self.format, codes, out),
-            _ => ggml::codes(self.format, codes, out),
-        }
-        Ok(())
+        self.row(row)?.codes(out)
     }
 
-    /// Scale and bias of each group of [`Format::meta_group`] values of row `row`, such that
-    /// `w = scale * code + bias`, or `w = scale * E2M1[code]` (mxfp8: `scale * e4m3_to_f32(code)`) with
-    /// biases of 0. `scales, biases: [cols / meta_group]`.
+    /// Scale and bias of each group of row `row`; see [`RawRow::scales`]. `scales, biases: [cols / meta_group]`.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for plain values, else as [`decode_row`](Self::decode_row).
     pub fn scales_of_row(&self, row: usize, scales: &mut [f32], biases: &mut [f32]) -> Result<()> {
-        let row = self.row(row)?;
-        let groups = self.cols() / self.format.meta_group();
-        match self.format {
-            Format::Float(_) => return Err(self.no_codes()),
-            _ => {
-                check_length("row of scales", groups, scales.len())?;
-                check_length("row of biases", groups, biases.len())?;
-            }
-        }
-        match self.format {
-            Format::Affine { meta, .. } => {
-                float::decode(meta, row.scales, scales);
-                float::decode(meta, row.biases, biases);
-            }
-            Format::MxFp4 | Format::MxFp8 | Format::NvFp4 => {
-                for (scale, code) in scales.iter_mut().zip(row.scales) {
-                    *scale = microscaling::scale(self.format, *code, self.factor);
-                }
-                biases.fill(0.0);
-            }
-            _ => ggml::scales(self.format, row.codes, scales, biases),
-        }
-        Ok(())
+        self.row(row)?.scales(scales, biases)
     }
 
-    /// The bytes of row `row`, of the sizes that the format says.
-    fn row(&self, row: usize) -> Result<Row<'_>> {
+    /// Row `row` as stored.
+    ///
+    /// # Errors
+    /// [`Error::Row`], and those of [`RawTensor::new`] if the fields do not fit.
+    pub fn row(&self, row: usize) -> Result<RawRow<'_>> {
         let rows = self.checked_rows().ok_or_else(|| Error::Overflow { shape: self.shape.clone() })?;
         if row >= rows {
             return Err(Error::Row { row, rows });
@@ -121,15 +73,14 @@ impl RawTensor<'_> {
                 }),
             }
         };
-        Ok(Row {
+        Ok(RawRow {
+            format: self.format,
+            factor: self.factor,
+            cols: self.cols(),
             codes: &self.codes[cut("codes", &self.codes, want[0])?],
             scales: &self.scales[cut("scales", &self.scales, want[1])?],
             biases: &self.biases[cut("biases", &self.biases, want[2])?],
         })
-    }
-
-    fn no_codes(&self) -> Error {
-        Error::Unsupported { format: self.format.to_string(), what: "integer codes" }
     }
 }
 
@@ -157,8 +108,4 @@ pub fn encode(values: &[f32], shape: Vec<usize>, format: Format) -> Result<RawTe
         _ => return Err(Error::Unsupported { format: format.to_string(), what: "encoder" }),
     }
     RawTensor::new(format, shape, [parts.codes.into(), parts.scales.into(), parts.biases.into()])
-}
-
-fn check_length(what: &'static str, want: usize, got: usize) -> Result<()> {
-    if want == got { Ok(()) } else { Err(Error::Length { what, want, got }) }
 }

@@ -70,7 +70,7 @@ pub enum Error {
     Unsupported {
         /// The format.
         format: String,
-        /// `"encoder"` or `"integer codes"`.
+        /// `"encoder"`, `"integer codes"` or `"scales of 16 bits"`.
         what: &'static str,
     },
 }

@@ -25,7 +25,7 @@ pub(crate) fn decode(format: Format, bytes: &[u8], out: &mut [f32]) {
     let (mut scales, mut biases) = ([0.0; MAX_META], [0.0; MAX_META]);
     let (group, meta) = (format.group(), format.meta_group());
     for (block, out) in blocks(format, bytes, out.len()).zip(out.chunks_exact_mut(group)) {
-        block_codes(format, block, &mut codes[..group]);
+        self::codes(format, block, &mut codes[..group]);
         block_scales(format, block, &mut scales[..group / meta], &mut biases[..group / meta]);
         let metas = scales.iter().zip(&biases);
         for ((out, codes), (scale, bias)) in
@@ -40,8 +40,41 @@ pub(crate) fn decode(format: Format, bytes: &[u8], out: &mut [f32]) {
 
 /// Codes of a row.
 pub(crate) fn codes(format: Format, bytes: &[u8], out: &mut [u8]) {
-    for (block, out) in blocks(format, bytes, out.len()).zip(out.chunks_exact_mut(format.group())) {
-        block_codes(format, block, out);
+    match format {
+        Format::Q4_0 => each::<18, 32>(bytes, out, |block, out| nibbles(&block[2..], out)),
+        Format::Q4_1 => each::<20, 32>(bytes, out, |block, out| nibbles(&block[4..], out)),
+        Format::Q5_0 => each::<22, 32>(bytes, out, |block, out| {
+            nibbles(&block[6..], out);
+            high_bits(&block[2..6], out);
+        }),
+        Format::Q5_1 => each::<24, 32>(bytes, out, |block, out| {
+            nibbles(&block[8..], out);
+            high_bits(&block[4..8], out);
+        }),
+        Format::Q8_0 => each::<34, 32>(bytes, out, |block, out| {
+            for (code, q) in out.iter_mut().zip(&block[2..]) {
+                *code = q ^ 0x80;
+            }
+        }),
+        Format::Q4K => each::<144, 256>(bytes, out, |block, out| {
+            for (packed, out) in block[16..].chunks_exact(32).zip(out.chunks_exact_mut(64)) {
+                nibbles(packed, out);
+            }
+        }),
+        Format::Q5K => each::<176, 256>(bytes, out, fives),
+        _ => each::<210, 256>(bytes, out, sixes),
+    }
+}
+
+/// Calls `decode` with each block and its codes: sizes are known when this is compiled.
+#[inline(always)]
+fn each<const BYTES: usize, const GROUP: usize>(
+    bytes: &[u8],
+    out: &mut [u8],
+    decode: impl Fn(&[u8; BYTES], &mut [u8; GROUP]),
+) {
+    for (block, out) in bytes.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+        decode(block, out);
     }
 }
 
@@ -55,45 +88,34 @@ pub(crate) fn scales(format: Format, bytes: &[u8], scales: &mut [f32], biases: &
     }
 }
 
-fn block_codes(format: Format, block: &[u8], out: &mut [u8]) {
+/// The bits of `d` and, where a format has it, `m` of each block of a row; `false` for formats of other scales.
+pub(crate) fn scale_bits(format: Format, bytes: &[u8], scales: &mut [u16], biases: &mut [u16]) -> bool {
     match format {
-        Format::Q4_0 => nibbles(&block[2..], out),
-        Format::Q4_1 => nibbles(&block[4..], out),
-        Format::Q5_0 => {
-            nibbles(&block[6..], out);
-            high_bits(&block[2..6], out);
+        Format::Q4_0 => halves::<18>(bytes, 0, scales),
+        Format::Q5_0 => halves::<22>(bytes, 0, scales),
+        Format::Q8_0 => halves::<34>(bytes, 0, scales),
+        Format::Q4_1 => {
+            halves::<20>(bytes, 0, scales);
+            halves::<20>(bytes, 2, biases);
         }
         Format::Q5_1 => {
-            nibbles(&block[8..], out);
-            high_bits(&block[4..8], out);
+            halves::<24>(bytes, 0, scales);
+            halves::<24>(bytes, 2, biases);
         }
-        Format::Q8_0 => {
-            for (code, q) in out.iter_mut().zip(&block[2..]) {
-                *code = q ^ 0x80;
-            }
-        }
-        Format::Q4K => {
-            for (packed, out) in block[16..].chunks_exact(32).zip(out.chunks_exact_mut(64)) {
-                nibbles(packed, out);
-            }
-        }
-        Format::Q5K => {
-            let (high, low) = block[16..].split_at(32);
-            for (j, (packed, out)) in low.chunks_exact(32).zip(out.chunks_exact_mut(64)).enumerate() {
-                nibbles(packed, out);
-                let (first, second) = out.split_at_mut(32);
-                for ((a, b), h) in first.iter_mut().zip(second).zip(high) {
-                    let h = h >> (2 * j);
-                    *a |= (h & 1) << 4;
-                    *b |= (h & 2) << 3;
-                }
-            }
-        }
-        _ => sixes(block, out),
+        _ => return false,
+    }
+    true
+}
+
+/// The 16 bits at `at` of each block.
+fn halves<const BYTES: usize>(bytes: &[u8], at: usize, out: &mut [u16]) {
+    for (block, out) in bytes.as_chunks::<BYTES>().0.iter().zip(out) {
+        *out = u16::from_le_bytes([block[at], block[at + 1]]);
     }
 }
 
 /// The low nibbles of all bytes, then the high nibbles.
+#[inline(always)]
 fn nibbles(packed: &[u8], out: &mut [u8]) {
     let (low, high) = out.split_at_mut(packed.len());
     for ((byte, low), high) in packed.iter().zip(low).zip(high) {
@@ -103,16 +125,35 @@ fn nibbles(packed: &[u8], out: &mut [u8]) {
 }
 
 /// Adds the fifth bit of 32 codes.
-fn high_bits(packed: &[u8], out: &mut [u8]) {
-    let bits = packed.iter().rev().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte));
-    for (i, code) in out.iter_mut().enumerate() {
-        *code |= ((bits >> i) as u8 & 1) << 4;
+#[inline(always)]
+fn high_bits(packed: &[u8], out: &mut [u8; 32]) {
+    for (i, codes) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        let bits = u32::from(packed[i / 2] >> (4 * (i % 2)) & 15);
+        // Bit `i` of four moves to byte `i`: the products don't overlap.
+        let spread = (bits * 0x0020_4081) & 0x0101_0101;
+        *codes = (u32::from_le_bytes(*codes) | spread << 4).to_le_bytes();
+    }
+}
+
+/// The 5-bit codes of a Q5_K block `{f16 d; f16 dmin; 12 bytes; 32 bytes of high bits; 128 low nibbles}`.
+#[inline(always)]
+fn fives(block: &[u8; 176], out: &mut [u8; 256]) {
+    let (high, low) = block[16..].split_at(32);
+    for (j, (packed, out)) in low.chunks_exact(32).zip(out.chunks_exact_mut(64)).enumerate() {
+        nibbles(packed, out);
+        let (first, second) = out.split_at_mut(32);
+        for ((a, b), h) in first.iter_mut().zip(second).zip(high) {
+            let h = h >> (2 * j);
+            *a |= (h & 1) << 4;
+            *b |= (h & 2) << 3;
+        }
     }
 }
 
 /// The 6-bit codes of a Q6_K block `{128 low nibbles; 64 high pairs; 16 x i8; f16 d}`: each half of the
 /// block is four runs of 32 values.
-fn sixes(block: &[u8], out: &mut [u8]) {
+#[inline(always)]
+fn sixes(block: &[u8; 210], out: &mut [u8; 256]) {
     let (low, rest) = block.split_at(128);
     let halves = low.chunks_exact(64).zip(rest[..64].chunks_exact(32));
     for ((low, high), out) in halves.zip(out.chunks_exact_mut(128)) {

@@ -2,9 +2,9 @@
 //!
 //! Types from the OCP Microscaling Formats specification 1.0, scales as MLX stores them.
 
-use crate::Format;
 use crate::bitstream;
-use crate::codec::{Parts, Row};
+use crate::codec::Parts;
+use crate::{Format, RawRow};
 
 /// The value of each E2M1 code.
 pub const E2M1: [f32; 16] =
@@ -48,7 +48,8 @@ const fn e4m3_table() -> [f32; 256] {
 }
 
 /// Values of a row.
-pub(crate) fn decode(format: Format, row: Row<'_>, factor: f32, out: &mut [f32]) {
+pub(crate) fn decode(row: RawRow<'_>, out: &mut [f32]) {
+    let RawRow { format, factor, .. } = row;
     let group = format.group();
     let packed = row.codes.chunks_exact(if format == Format::MxFp8 { group } else { group / 2 });
     for ((packed, scale), out) in packed.zip(row.scales).zip(out.chunks_exact_mut(group)) {

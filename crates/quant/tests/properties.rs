@@ -155,6 +155,23 @@ proptest! {
                     };
                     prop_assert!(same(w, decoded[i]) && same(w, whole[row * COLS + i]), "{format} {i}");
                 }
+                let run = tensor.row(row).unwrap().columns(256..COLS).unwrap();
+                let (mut some, mut bits) = (vec![0; COLS - 256], [vec![0; 256 / group], vec![0; 256 / group]]);
+                run.codes(&mut some).unwrap();
+                prop_assert_eq!(&some, &codes[256..]);
+                let [scale_bits, bias_bits] = &mut bits;
+                if run.scale_bits(scale_bits, bias_bits).is_ok() {
+                    let value = |bits: &u16| match format {
+                        Format::Affine { meta: FloatType::BF16, .. } => half::bf16::from_bits(*bits).to_f32(),
+                        _ => half::f16::from_bits(*bits).to_f32(),
+                    };
+                    let with_bias = matches!(format, Format::Affine { .. } | Format::Q4_1 | Format::Q5_1);
+                    for (i, (s, b)) in scale_bits.iter().zip(bias_bits).enumerate() {
+                        let at = 256 / group + i;
+                        prop_assert!(same(value(s), scales[at]), "{format} {i}");
+                        prop_assert!(!with_bias || same(value(b), biases[at]), "{format} {i}");
+                    }
+                }
             }
         }
     }
@@ -188,6 +205,13 @@ fn wrong_requests_are_typed_errors() {
     assert_eq!(tensor.decode_row(2, &mut out), Err(Error::Row { row: 2, rows: 2 }));
     assert!(matches!(tensor.decode_row(0, &mut out[1..]), Err(Error::Length { want: 32, got: 31, .. })));
     assert!(matches!(tensor.scales_of_row(0, &mut [], &mut []), Err(Error::Length { want: 1, got: 0, .. })));
+    let row = tensor.row(0).unwrap();
+    assert!(matches!(row.columns(0..16), Err(Error::Group { cols: 16, group: 32, .. })));
+    assert!(matches!(row.columns(32..64), Err(Error::Length { want: 32, got: 64, .. })));
+    let wide = Format::Affine { bits: 4, group: 32, meta: FloatType::F32 };
+    let wide = encode(&[1.0; 32], vec![1, 32], wide).unwrap();
+    let row = wide.row(0).unwrap();
+    assert!(matches!(row.scale_bits(&mut [0], &mut [0]), Err(Error::Unsupported { .. })));
     let plain = RawTensor::from_f32(vec![2], &[1.0, 2.0]).unwrap();
     assert!(matches!(plain.codes_of_row(0, &mut [0; 2]), Err(Error::Unsupported { .. })));
     assert!(matches!(encode(&[0.0; 256], vec![256], Format::Q4K), Err(Error::Unsupported { .. })));

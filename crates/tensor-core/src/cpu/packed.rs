@@ -17,8 +17,10 @@
 //!
 //! Missing rows and columns of the last block and unit are zero bytes; activations are zero there.
 
+mod pack;
+
 use std::borrow::Cow;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use half::{bf16, f16};
 use rillm_quant::{E2M1, FloatType, Format, RawTensor};
@@ -121,15 +123,20 @@ impl Layout {
         self.groups_in_unit() * vectors * LANES * self.meta.bytes()
     }
 
+    /// Bytes of `units` units that start with a group.
+    const fn units_bytes(&self, units: usize) -> usize {
+        units * self.codes.unit_bytes() + units.div_ceil(self.group_units()) * self.meta_bytes()
+    }
+
     /// Bytes of a block.
     pub(crate) const fn block_bytes(&self) -> usize {
-        self.units * self.codes.unit_bytes() + self.units.div_ceil(self.group_units()) * self.meta_bytes()
+        self.units_bytes(self.units)
     }
 
     /// Where unit `unit` lies in a block: its group's scales, and its codes.
     fn offsets(&self, unit: usize) -> (usize, usize) {
         let (group, within) = (unit / self.group_units(), unit % self.group_units());
-        let start = group * (self.meta_bytes() + self.group_units() * self.codes.unit_bytes());
+        let start = group * self.units_bytes(self.group_units());
         (start, start + self.meta_bytes() + within * self.codes.unit_bytes())
     }
 
@@ -159,6 +166,10 @@ impl Layout {
 /// The narrowest type that holds all values of an mxfp8 tensor: bf16 has the range and more than the precision, but
 /// for products at the bottom of the range.
 fn mxfp8_type(raw: &RawTensor<'_>) -> Result<FloatType> {
+    // Codes are multiples of 2^-9, scales are `2^(s - 127)`, and bf16 has all multiples of 2^-133.
+    if raw.scales.iter().all(|s| *s >= 3) {
+        return Ok(FloatType::BF16);
+    }
     let mut row = vec![0.0; raw.cols()];
     for r in 0..raw.rows() {
         raw.decode_row(r, &mut row)?;
@@ -205,23 +216,11 @@ impl Packed {
         let block_bytes = layout.block_bytes();
         let blocks = rows.div_ceil(LANES);
         let mut data = Buffer::zeroed(blocks * block_bytes, "packed weights")?;
-        let failed = Mutex::new(None);
         if block_bytes > 0 {
-            // Tasks take the blocks in order, whichever task it is.
             let bytes = &mut data.bytes_mut()[..blocks * block_bytes];
-            let next = Mutex::new(bytes.chunks_exact_mut(block_bytes).enumerate());
-            threads.run(blocks, &|_| {
-                let claimed = next.lock().unwrap_or_else(|e| e.into_inner()).next();
-                let Some((block, bytes)) = claimed else { return };
-                if let Err(error) = pack_block(raw, &layout, block, bytes) {
-                    *failed.lock().unwrap_or_else(|e| e.into_inner()) = Some(error);
-                }
-            });
+            pack(bytes, block_bytes, threads, &|block, bytes| pack::pack_block(raw, &layout, block, bytes))?;
         }
-        match failed.into_inner().unwrap_or_else(|e| e.into_inner()) {
-            Some(error) => Err(error),
-            None => Ok(Self { layout, rows, cols, data }),
-        }
+        Ok(Self { layout, rows, cols, data })
     }
 
     /// Rows: outputs of a projection.
@@ -295,6 +294,41 @@ impl Packed {
     }
 }
 
+/// Calls `pack_block` for each block of `bytes`, on all threads.
+///
+/// A thread begins with its own share and then helps the others: threads that wrote side by side would wait for, or
+/// clear in vain, the same huge pages.
+fn pack(
+    bytes: &mut [u8],
+    block_bytes: usize,
+    threads: &Threads,
+    pack_block: &(impl Fn(usize, &mut [u8]) -> Result<()> + Sync),
+) -> Result<()> {
+    let share = (bytes.len() / block_bytes).div_ceil(threads.count());
+    let shares: Vec<_> = bytes
+        .chunks_mut(share * block_bytes)
+        .enumerate()
+        .map(|(i, bytes)| Mutex::new((i * share..).zip(bytes.chunks_exact_mut(block_bytes))))
+        .collect();
+    let failed = Mutex::new(None);
+    threads.run(shares.len(), &|first| {
+        for share in shares[first..].iter().chain(&shares[..first]) {
+            let next = || lock(share).next();
+            while let Some((block, bytes)) = next() {
+                if let Err(error) = pack_block(block, bytes) {
+                    *lock(&failed) = Some(error);
+                }
+            }
+        }
+    });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+/// Locks, whatever became of the last holder: what is guarded stays valid.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Value `i` of an array of type `t`.
 fn load(t: FloatType, bytes: &[u8], i: usize) -> f32 {
     let b = &bytes[i * t.bytes()..];
@@ -302,16 +336,6 @@ fn load(t: FloatType, bytes: &[u8], i: usize) -> f32 {
         FloatType::F32 => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
         FloatType::F16 => f16::from_le_bytes([b[0], b[1]]).to_f32(),
         FloatType::BF16 => bf16::from_le_bytes([b[0], b[1]]).to_f32(),
-    }
-}
-
-/// Writes `x`, which type `t` can hold, as value `i` of an array.
-fn store(t: FloatType, bytes: &mut [u8], i: usize, x: f32) {
-    let b = &mut bytes[i * t.bytes()..][..t.bytes()];
-    match t {
-        FloatType::F32 => b.copy_from_slice(&x.to_le_bytes()),
-        FloatType::F16 => b.copy_from_slice(&f16::from_f32(x).to_le_bytes()),
-        FloatType::BF16 => b.copy_from_slice(&bf16::from_f32(x).to_le_bytes()),
     }
 }
 
@@ -346,80 +370,6 @@ fn code_unit(codes: Codes, bytes: &[u8], lane: usize) -> [u8; UNIT] {
         out.copy_from_slice(&quad.to_le_bytes());
     }
     out
-}
-
-/// Writes the codes of row `lane` into a unit.
-fn put_codes(codes: Codes, row: &[u8], lane: usize, bytes: &mut [u8]) {
-    let (mut bytes, mut from) = (bytes, 0);
-    for &bits in codes.planes() {
-        let (plane, rest) = bytes.split_at_mut(bits as usize * 64);
-        match bits {
-            1 => put_plane::<1>(row, from, lane, plane),
-            2 => put_plane::<2>(row, from, lane, plane),
-            4 => put_plane::<4>(row, from, lane, plane),
-            _ => put_plane::<8>(row, from, lane, plane),
-        }
-        (bytes, from) = (rest, from + bits);
-    }
-}
-
-/// Writes `BITS` bits of each code of row `lane`, those from bit `from` on.
-fn put_plane<const BITS: usize>(row: &[u8], from: u32, lane: usize, plane: &mut [u8]) {
-    let mask = u32::from_le_bytes([((1u32 << BITS) - 1) as u8; 4]);
-    for (codes, vector) in row.chunks_exact(32 / BITS).zip(plane.chunks_exact_mut(64)) {
-        let mut word = 0;
-        for (i, c) in codes.chunks_exact(4).enumerate() {
-            word |= (u32::from_le_bytes([c[0], c[1], c[2], c[3]]) >> from & mask) << (BITS * i);
-        }
-        vector[lane * 4..][..4].copy_from_slice(&word.to_le_bytes());
-    }
-}
-
-/// Fills zeroed block `block` of `raw`.
-fn pack_block(raw: &RawTensor<'_>, layout: &Layout, block: usize, bytes: &mut [u8]) -> Result<()> {
-    let rows = block * LANES..raw.rows().min((block + 1) * LANES);
-    if let Codes::Float(t) = layout.codes {
-        let mut values = vec![0.0; raw.cols()];
-        for (lane, row) in rows.enumerate() {
-            raw.decode_row(row, &mut values)?;
-            for (values, bytes) in values.chunks(UNIT).zip(bytes.chunks_exact_mut(layout.codes.unit_bytes()))
-            {
-                for (k, x) in values.iter().enumerate() {
-                    store(t, bytes, float_index(t, lane, k), *x);
-                }
-            }
-        }
-        return Ok(());
-    }
-    let mut codes = vec![0; layout.units * UNIT];
-    let groups = raw.cols() / layout.group;
-    let (mut scales, mut biases) = (vec![0.0; groups], vec![0.0; groups]);
-    for (lane, row) in rows.enumerate() {
-        raw.codes_of_row(row, &mut codes[..raw.cols()])?;
-        raw.scales_of_row(row, &mut scales, &mut biases)?;
-        for (unit, row) in codes.chunks_exact(UNIT).enumerate() {
-            let start = layout.offsets(unit).1;
-            put_codes(layout.codes, row, lane, &mut bytes[start..][..layout.codes.unit_bytes()]);
-        }
-        put_scales(layout, lane, [&scales, &biases], bytes);
-    }
-    Ok(())
-}
-
-/// Writes the scales and biases of row `lane` of a block.
-fn put_scales(layout: &Layout, lane: usize, [scales, biases]: [&[f32]; 2], bytes: &mut [u8]) {
-    let width = LANES * layout.meta.bytes();
-    let vectors = if layout.zero.is_some() { 1 } else { 2 };
-    // E2M1 codes stand for twice the value.
-    let unit_scale = if layout.codes == Codes::E2M1 { 0.5 } else { 1.0 };
-    for (g, (scale, bias)) in scales.iter().zip(biases).enumerate() {
-        let (unit, slot) = (g * layout.group / UNIT, g % layout.groups_in_unit());
-        let start = layout.offsets(unit).0 + slot * vectors * width;
-        store(layout.meta, &mut bytes[start..], lane, scale * unit_scale);
-        if layout.zero.is_none() {
-            store(layout.meta, &mut bytes[start + width..], lane, *bias);
-        }
-    }
 }
 
 #[cfg(test)]
