@@ -4,11 +4,12 @@ mod support;
 
 use std::error::Error;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Instant;
 
 use clap::Parser;
 use rillm::generate::{Session, SharedSession, Want, Work, argmax};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Measure prefill and decode
 #[derive(Parser)]
@@ -24,55 +25,110 @@ struct Args {
     /// Sequences at a time
     #[arg(long, default_value_t = 1)]
     batch: usize,
+    /// Several measurements with one model instead: PROMPT:GEN:BATCH,..
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["prompt_tokens", "gen_tokens", "batch"])]
+    cases: Vec<Case>,
     /// Repetitions, of which medians are printed
     #[arg(long, default_value_t = 5)]
     repeats: usize,
-    /// Print one JSON object
+    /// Print one JSON object a measurement
     #[arg(long)]
     json: bool,
 }
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
+/// What to measure: tokens of each prompt, tokens to generate after it, and sequences at a time.
+#[derive(Clone, Copy)]
+struct Case {
+    prompt: usize,
+    generate: usize,
+    batch: usize,
+}
+
+impl FromStr for Case {
+    type Err = Box<dyn Error + Send + Sync>;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+        let numbers: Vec<usize> = text.split(':').map(str::parse).collect::<std::result::Result<_, _>>()?;
+        let [prompt, generate, batch] = numbers[..] else {
+            return Err(format!("wanted PROMPT:GEN:BATCH, got {text}").into());
+        };
+        Ok(Self { prompt, generate, batch })
+    }
+}
+
+/// What the repetitions of a case took.
+#[derive(Clone, Default)]
+struct Times {
+    first: Vec<f64>,
+    rest: Vec<f64>,
+    peak_rss: Option<u64>,
+}
+
 fn main() -> ExitCode {
     support::exit(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<()> {
-    let lm = args.model.loader()?.context(args.prompt_tokens + args.gen_tokens).load()?;
-    let meter = lm.bandwidth()?;
-    let [mut ttft, mut prompt, mut generation, mut bandwidth] = [const { Vec::new() }; 4];
+    let mut cases = args.cases.clone();
+    if cases.is_empty() {
+        cases.push(Case { prompt: args.prompt_tokens, generate: args.gen_tokens, batch: args.batch });
+    }
+    let longest = cases.iter().map(|case| case.prompt + case.generate).max().unwrap_or(0);
+    let lm = args.model.loader()?.context(longest.max(32)).load()?;
+    let load_rss = rillm::peak_memory_bytes();
+    // Pages and caches that the first tokens touch are not what is measured.
+    measure(Case { prompt: 16, generate: 5, batch: 1 }, &mut lm.session(), 0)?;
+    let mut times = vec![Times::default(); cases.len()];
+    let (mut meter, mut bandwidth) = (None, Vec::new());
     for repeat in 0..args.repeats.max(1) {
-        let (first, rest) = measure(args, &mut lm.session(), repeat)?;
-        ttft.push(first);
-        prompt.push((args.batch * args.prompt_tokens) as f64 / first);
-        let tokens = args.batch * args.gen_tokens.saturating_sub(1);
-        generation.push(if tokens == 0 { 0.0 } else { tokens as f64 / rest });
+        for (&case, times) in cases.iter().zip(&mut times) {
+            let (first, rest) = measure(case, &mut lm.session(), repeat)?;
+            times.first.push(first);
+            times.rest.push(rest);
+            times.peak_rss = times.peak_rss.or_else(rillm::peak_memory_bytes);
+        }
+        // Its buffer is as large as the weights: it must not count as the model's memory.
+        if repeat == 0 {
+            meter = lm.bandwidth()?;
+        }
         bandwidth.extend(meter.as_ref().map(|m| m.pass()));
     }
-    let info = lm.info();
-    let (tps, read) = (median(generation), median(bandwidth));
-    // A step reads the weights once for the whole batch.
-    let share = tps / args.batch as f64 * info.weight_bytes as f64 / read;
-    let known = |x: f64| (x.is_finite() && x > 0.0).then_some(x);
-    let result = json!({
-        "prompt_tps": median(prompt), "generation_tps": tps, "ttft_s": median(ttft),
-        "load_s": info.load_time.as_secs_f64(), "peak_rss_bytes": rillm::peak_memory_bytes(),
-        "weight_bytes_per_token": info.weight_bytes, "read_bandwidth_bytes_per_s": known(read),
-        "floor_share": known(share), "threads": lm.threads(), "device": info.device, "batch": args.batch,
-    });
+    let (info, read) = (lm.info(), median(bandwidth));
+    for (case, times) in cases.iter().zip(times) {
+        let ttft = median(times.first);
+        let tokens = case.batch * case.generate.saturating_sub(1);
+        let tps = if tokens == 0 { 0.0 } else { tokens as f64 / median(times.rest) };
+        // A step reads the weights once for the whole batch.
+        let share = tps / case.batch as f64 * info.weight_bytes as f64 / read;
+        let known = |x: f64| (x.is_finite() && x > 0.0).then_some(x);
+        print(
+            args,
+            &json!({
+                "prompt_tokens": case.prompt, "prompt_tps": (case.batch * case.prompt) as f64 / ttft,
+                "generation_tps": tps, "ttft_s": ttft, "load_s": info.load_time.as_secs_f64(),
+                "load_rss_bytes": load_rss, "peak_rss_bytes": times.peak_rss,
+                "weight_bytes_per_token": info.weight_bytes, "read_bandwidth_bytes_per_s": known(read),
+                "floor_share": known(share), "threads": lm.threads(), "device": info.device, "batch": case.batch,
+            }),
+        );
+    }
+    Ok(())
+}
+
+fn print(args: &Args, result: &Value) {
     if args.json {
         println!("{result}");
     } else if let Some(figures) = result.as_object() {
         figures.iter().for_each(|(name, value)| println!("{name:28} {value}"));
     }
-    Ok(())
 }
 
 /// Prefills a prompt for each sequence and decodes after them; returns the times of both in seconds.
-fn measure(args: &Args, session: &mut SharedSession, repeat: usize) -> Result<(f64, f64)> {
+fn measure(case: Case, session: &mut SharedSession, repeat: usize) -> Result<(f64, f64)> {
     let vocab = session.vocab();
-    let sequences: Vec<_> = (0..args.batch).map(|_| session.open()).collect();
+    let sequences: Vec<_> = (0..case.batch).map(|_| session.open()).collect();
     let mut seed = 0x2545_f491_4f6c_dd1d_u64.wrapping_add(repeat as u64);
     let mut random = || {
         seed ^= seed << 13;
@@ -81,7 +137,7 @@ fn measure(args: &Args, session: &mut SharedSession, repeat: usize) -> Result<(f
         (seed % vocab as u64) as u32
     };
     let prompts: Vec<Vec<u32>> =
-        sequences.iter().map(|_| (0..args.prompt_tokens).map(|_| random()).collect()).collect();
+        sequences.iter().map(|_| (0..case.prompt).map(|_| random()).collect()).collect();
     let mut logits = Vec::new();
     let mut next = Vec::new();
     let started = Instant::now();
@@ -95,7 +151,7 @@ fn measure(args: &Args, session: &mut SharedSession, repeat: usize) -> Result<(f
         next.push(argmax(&logits)?.0);
     }
     let first = started.elapsed().as_secs_f64();
-    for _ in 1..args.gen_tokens {
+    for _ in 1..case.generate {
         let work = |(&sequence, token)| Work {
             sequence,
             tokens: std::slice::from_ref(token),
