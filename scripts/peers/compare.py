@@ -7,7 +7,7 @@
 
 Engines take turns (A B C A B C ..), one process a run, so that all of them meet the same changes of the machine. Each
 process loads the model, warms up with a prompt of 16 tokens and 4 steps, and measures case by case. A run during which
-other processes took more than 0.15 of a core is repeated, twice at most, and the least disturbed is kept. A cell is
+other processes took more than 0.15 of a core is repeated, twice at most; if it stays so it does not count. A cell is
 the median of the rounds and the range of their middle half; a ratio (rillm / peer) is printed only where both ranges
 are disjoint. "of floor" is the time for reading the stored weights once, at the bandwidth measured in the same rounds
 with as many threads and a buffer as large as the weights, over the time of a token.
@@ -119,7 +119,8 @@ def measure(options, engine, file, threads, spin):
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **{name: str(threads) for name in names}}
     best = None
-    for _ in range(3):
+    for attempt in range(3):
+        time.sleep(5 * attempt)
         done = subprocess.run([*shlex.split(options.wrap), *inside], env=environment, capture_output=True, text=True)
         try:
             run = json.loads(done.stdout.splitlines()[-1])
@@ -127,7 +128,7 @@ def measure(options, engine, file, threads, spin):
             run = {"cases": [], "foreign": 9.0, "error": done.stderr[-300:]}
         if best is None or run["foreign"] < best["foreign"]:
             best = run
-        if run["error"] or best["foreign"] <= DISTURBED:
+        if best["error"] or best["foreign"] <= DISTURBED:
             break
     return {"model": options.model, "engine": engine, "file": file, "threads": threads, "spin": spin, **best}
 
@@ -157,8 +158,10 @@ class Results:
         self.runs = [run for run in map(json.loads, lines) if run["model"] == model]
 
     def of(self, engine, file, threads, spin):
+        """The undisturbed runs of an engine."""
         key = (engine, file, threads, spin)
-        return [run for run in self.runs if (run["engine"], run["file"], run["threads"], run["spin"]) == key]
+        quiet = [run for run in self.runs if run["foreign"] <= DISTURBED]
+        return [run for run in quiet if (run["engine"], run["file"], run["threads"], run["spin"]) == key]
 
     def values(self, engine, file, threads, figure):
         _, prompt, batch, key, divisor, spin = FIGURES[figure]
@@ -234,7 +237,7 @@ def table(options, comparisons):
         one, busy = results.values("rillm", ours, 1, "decode"), results.values("rillm", ours, 2, "busy")
         share = f"{statistics.median(busy) / statistics.median(one):.2f}" if one and busy else "not measured"
         print(f"; rillm with 2 threads and a core taken / 1 thread: {share}")
-    print("* {} of {} runs stayed disturbed (more than {} of a core)".format(*results.disturbed(), DISTURBED))
+    print("* {} of {} runs don't count: other processes took more than {} of a core".format(*results.disturbed(), DISTURBED))
 
 
 def main():
