@@ -6,6 +6,7 @@
 #![deny(missing_docs)]
 
 mod batch;
+mod candidates;
 mod error;
 mod generator;
 mod local;
@@ -18,12 +19,13 @@ mod session;
 mod stop;
 mod text;
 mod text_generator;
+mod vocabulary;
 
 pub use batch::{BatchGenerator, Event};
 pub use error::{Error, Result};
 pub use generator::{Generator, Progress, Timing};
 pub use local::LocalSession;
-pub use logprobs::{TokenLogprobs, argmax, log_softmax, logsumexp};
+pub use logprobs::{TokenLogprobs, log_softmax, logsumexp};
 pub use processor::{
     FrequencyPenalty, LogitBias, LogitsProcessor, PresencePenalty, ProcessorOptions, RepetitionPenalty,
     processors,
@@ -37,3 +39,4 @@ pub use text::{
     ChatTemplate, Detokenizer, GenerationPrompt, GgufVocab, Message, Special, TemplateOptions, Tokenizer,
 };
 pub use text_generator::{Piece, TextGenerator};
+pub use vocabulary::argmax;

@@ -3,7 +3,7 @@
 //! The formulas and their order are mlx-lm's (`sample_utils.make_logits_processors`): logit bias, repetition,
 //! presence, frequency.
 
-use crate::logprobs::is_tainted;
+use crate::vocabulary::is_tainted;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

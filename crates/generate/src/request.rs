@@ -133,6 +133,8 @@ pub(crate) struct Answer {
     /// Of `history`, how many the session has run.
     fed: usize,
     finish: Option<FinishReason>,
+    /// The logits as the sampler got them, where log-probabilities are wanted: it may overwrite them.
+    kept: Vec<f32>,
 }
 
 impl Answer {
@@ -152,7 +154,7 @@ impl Answer {
         }
         history.reserve(request.max_tokens.min(context - tokens).min(RESERVED) + 1);
         let finish = (request.max_tokens == 0).then_some(FinishReason::Length);
-        Ok(Self { request, history, fed: fed.min(tokens - 1), finish })
+        Ok(Self { request, history, fed: fed.min(tokens - 1), finish, kept: Vec::new() })
     }
 
     /// Prompt and answer.
@@ -200,17 +202,16 @@ impl Answer {
         for p in &mut r.processors {
             p.process(&self.history, logits);
         }
-        // The sampler may overwrite the logits.
-        let kept = r.logprobs.map(|top| (top, logits.to_vec()));
+        if r.logprobs.is_some() {
+            self.kept.clear();
+            self.kept.extend_from_slice(logits);
+        }
         let id = r.sampler.sample(logits)?;
         if r.stop_tokens.contains(&id) {
             self.end(FinishReason::Stop);
             return Ok(None);
         }
-        let logprobs = match kept {
-            Some((top, logits)) => Some(TokenLogprobs::new(&logits, id, top)?),
-            None => None,
-        };
+        let logprobs = r.logprobs.map(|top| TokenLogprobs::new(&self.kept, id, top)).transpose()?;
         self.history.push(id);
         if produced + 1 >= self.request.max_tokens {
             self.end(FinishReason::Length);

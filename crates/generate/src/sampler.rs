@@ -1,8 +1,10 @@
 //! Draws the next token from its logits. What changes the logits by what was said before is a processor's.
 //!
-//! The filters have mlx-lm's formulas (`sample_utils.make_sampler`) and mask in place with `-inf`.
+//! The filters have mlx-lm's formulas (`sample_utils.make_sampler`). Each keeps a list of candidates, which mostly is
+//! a small part of the vocabulary.
 
-use crate::logprobs::{argmax, descending, exp, sum_of};
+use crate::candidates::{Candidates, Scores};
+use crate::vocabulary::{argmax, argmax_and_peaks, block, exp, sums_of};
 use crate::{Error, Result, Rng};
 use serde::{Deserialize, Serialize};
 
@@ -124,13 +126,16 @@ pub struct Chain {
     options: SamplerOptions,
     rng: Rng,
     step: u64,
-    /// Values that a filter selects from; kept from step to step.
-    selected: Vec<f32>,
+    candidates: Candidates,
+    /// Masses of the vocabulary's blocks, where it is drawn from whole; kept from step to step.
+    masses: Vec<f64>,
 }
 
 /// Draws of one step.
 const CHOICE: u32 = 0;
 const XTC: u32 = 1;
+/// Tokens among which a nucleus is looked for first.
+const FEW: usize = 64;
 
 impl Chain {
     /// A chain at its first token.
@@ -141,159 +146,127 @@ impl Chain {
         options.validate()?;
         options.xtc_exempt.sort_unstable();
         let rng = Rng::new(options.seed);
-        Ok(Chain { options, rng, step: 0, selected: Vec::new() })
+        Ok(Chain { options, rng, step: 0, candidates: Candidates::default(), masses: Vec::new() })
     }
 
-    /// Masks what the filters exclude; the rest becomes relative to the best, whose value is 0.
+    /// Finds the candidates among `logits`.
     ///
     /// Filters look at ratios of probabilities alone, so log-probabilities shifted by a constant do, and the
-    /// normalization over the vocabulary is saved.
-    fn filter(&mut self, logits: &mut [f32]) -> Result<()> {
-        let (_, max) = argmax(logits)?;
-        logits.iter_mut().for_each(|x| *x -= max);
+    /// normalization over the vocabulary is saved: the best token's is 0.
+    fn filter(&mut self, logits: &[f32]) -> Result<f32> {
+        let (_, max) = argmax_and_peaks(logits, &mut self.candidates.peaks)?;
+        self.candidates.listed = false;
+        let temperature = self.options.temperature;
         match self.options.order {
             SamplerOrder::MlxLm => {
-                self.top_p(logits);
-                self.min_p(logits);
-                self.xtc(logits);
-                self.top_k(logits, self.options.top_k);
+                let all = Scores { logits, value: move |x| x - max };
+                self.top_p(&all);
+                self.min_p(&all);
+                self.xtc(&all);
+                self.candidates.keep_best(self.options.top_k, &all);
             }
             SamplerOrder::TemperatureFirst => {
-                logits.iter_mut().for_each(|x| *x /= self.options.temperature);
-                self.top_k(logits, self.options.top_k);
-                self.top_p(logits);
-                self.min_p(logits);
-                self.xtc(logits);
+                let all = Scores { logits, value: move |x| (x - max) / temperature };
+                self.candidates.keep_best(self.options.top_k, &all);
+                self.top_p(&all);
+                self.min_p(&all);
+                self.xtc(&all);
             }
         }
-        Ok(())
+        Ok(max)
     }
 
     /// Drops the tokens with a mass of `top_p` or more strictly above them; those as probable as the last
     /// that is kept stay.
-    fn top_p(&mut self, logits: &mut [f32]) {
-        let p = self.options.top_p;
-        if p > 0.0 && p < 1.0 {
-            let cut = self.nucleus_cut(logits, f64::from(p) * sum_of(logits, exp));
-            logits.iter_mut().filter(|x| **x < cut).for_each(|x| *x = f32::NEG_INFINITY);
+    fn top_p(&mut self, all: &Scores<'_, impl Fn(f32) -> f32>) {
+        let p = f64::from(self.options.top_p);
+        if p == 0.0 || p == 1.0 {
+            return;
         }
-    }
-
-    /// The lowest value among the best that reach the mass `limit`. Looks at ever more of the best, because
-    /// they mostly are a small part of the vocabulary.
-    fn nucleus_cut(&mut self, logits: &[f32], limit: f64) -> f32 {
-        let mut count = 64;
-        loop {
-            self.select_best(logits, count);
-            self.selected.sort_unstable_by(descending);
-            let mut mass = 0.0;
-            for &x in &self.selected {
-                mass += f64::from(exp(x));
-                if mass >= limit {
-                    return x;
-                }
+        let total = self.candidates.mass(all);
+        if !self.candidates.listed {
+            // Mostly a few tokens are enough.
+            let floor = self.candidates.floor_of_best(FEW, all);
+            self.candidates.list(floor, all);
+            if self.candidates.mass(all) < p * total {
+                // All tokens below the floor together have less than the mass beyond the nucleus, so none of them
+                // is in it; the margin is for rounding.
+                let floor = ((1.0 - p) * total / all.logits.len() as f64).ln() - 0.01;
+                self.candidates.listed = false;
+                self.candidates.list(floor as f32, all);
             }
-            if count >= logits.len() {
-                return f32::NEG_INFINITY;
-            }
-            count *= 8;
         }
+        self.candidates.keep_nucleus(p * total);
     }
 
     /// Drops the tokens less probable than `min_p` times the best, whose value is still 0 here.
-    fn min_p(&mut self, logits: &mut [f32]) {
+    fn min_p(&mut self, all: &Scores<'_, impl Fn(f32) -> f32>) {
         if self.options.min_p == 0.0 {
             return;
         }
-        let cut = self.options.min_p.ln();
-        let kept = logits.iter().filter(|x| **x >= cut).count();
+        let (cut, least) = (self.options.min_p.ln(), self.options.min_tokens_to_keep);
+        let floor = self.candidates.floor_of_best(least, all);
+        self.candidates.list(cut.min(floor), all);
         // Both sets hold the most probable tokens, so the larger one is their union.
-        if kept < self.options.min_tokens_to_keep {
-            self.top_k(logits, self.options.min_tokens_to_keep);
+        if self.candidates.list.iter().filter(|c| c.1 >= cut).count() < least {
+            self.candidates.keep_best(least, all);
         } else {
-            logits.iter_mut().filter(|x| **x < cut).for_each(|x| *x = f32::NEG_INFINITY);
+            self.candidates.list.retain(|c| c.1 >= cut);
         }
     }
 
     /// Excludes top choices: drops the tokens more probable than the least probable one above the threshold.
-    fn xtc(&mut self, logits: &mut [f32]) {
+    fn xtc(&mut self, all: &Scores<'_, impl Fn(f32) -> f32>) {
         let options = &self.options;
         if self.rng.uniform_f64(self.step, XTC) >= f64::from(options.xtc_probability) {
             return;
         }
-        let limit = f64::from(options.xtc_threshold) * sum_of(logits, exp);
-        let above = logits.iter().filter(|x| f64::from(exp(**x)) > limit);
-        let cut = above.copied().fold(f32::INFINITY, f32::min);
-        for (id, x) in logits.iter_mut().enumerate() {
-            if *x > cut && options.xtc_exempt.binary_search(&(id as u32)).is_err() {
-                *x = f32::NEG_INFINITY;
-            }
-        }
+        let limit = f64::from(options.xtc_threshold) * self.candidates.mass(all);
+        self.candidates.list(f32::NEG_INFINITY, all);
+        let list = &mut self.candidates.list;
+        let above = list.iter().map(|c| c.1).filter(|x| f64::from(exp(*x)) > limit);
+        let cut = above.fold(f32::INFINITY, f32::min);
+        list.retain(|(id, x)| *x <= cut || options.xtc_exempt.binary_search(id).is_ok());
     }
 
-    /// Keeps the `k` most probable tokens, the lowest ids of equal ones.
-    fn top_k(&mut self, logits: &mut [f32], k: usize) {
-        if k == 0 || k >= logits.len() {
-            return;
+    /// Draws by inverting the cumulative distribution in the order of the ids. `max` is the best logit.
+    fn draw(&mut self, logits: &[f32], max: f32) -> u32 {
+        let (order, temperature) = (self.options.order, self.options.temperature);
+        let point = self.rng.uniform_f64(self.step, CHOICE);
+        if !self.candidates.listed {
+            // In either order the temperature divides what is left of the shifted logits.
+            let weight = move |x| exp((x - max) / temperature);
+            let target = point * sums_of(logits, weight, &mut self.masses);
+            let (chosen, below) = invert(target, 0.0, self.masses.iter().copied());
+            let (first, block) = block(logits, chosen);
+            let weights = block.iter().map(|x| f64::from(weight(*x)));
+            return (first + invert(target, below, weights).0) as u32;
         }
-        self.select_best(logits, k);
-        if k >= self.selected.len() {
-            return;
-        }
-        let (above, &mut cut, _) = self.selected.select_nth_unstable_by(k - 1, descending);
-        let mut ties = k - above.iter().filter(|x| **x > cut).count();
-        for x in logits {
-            let tie = *x == cut && ties > 0;
-            ties -= usize::from(tie);
-            if *x <= cut && !tie {
-                *x = f32::NEG_INFINITY;
-            }
-        }
+        let temperature = if order == SamplerOrder::MlxLm { temperature } else { 1.0 };
+        let list = &mut self.candidates.list;
+        // XTC may have dropped the best: without a new maximum a low temperature could round all weights to 0.
+        let max = list.iter().map(|c| c.1).fold(f32::NEG_INFINITY, f32::max);
+        list.iter_mut().for_each(|c| c.1 = exp((c.1 - max) / temperature));
+        let target = point * list.iter().map(|c| f64::from(c.1)).sum::<f64>();
+        let (chosen, _) = invert(target, 0.0, list.iter().map(|c| f64::from(c.1)));
+        list.get(chosen).map_or(0, |c| c.0)
     }
+}
 
-    /// Collects all values from some bound on that are not masked, the `count` highest among them.
-    fn select_best(&mut self, logits: &[f32], count: usize) {
-        let bound = self.lower_bound(logits, count);
-        self.selected.clear();
-        self.selected.extend(logits.iter().filter(|x| **x >= bound && **x > f32::NEG_INFINITY));
-    }
-
-    /// A value that at least `count` values reach, close to the `count`-th highest: the `count`-th highest of
-    /// the maxima of groups. It saves selecting from the whole vocabulary.
-    fn lower_bound(&mut self, logits: &[f32], count: usize) -> f32 {
-        let groups = count.saturating_mul(8).max(256);
-        if groups > logits.len() / 2 {
-            return f32::NEG_INFINITY;
+/// Where `weights`, added to `below` one by one, exceed `target`, and the sum before that. Sums that round differently
+/// can miss a target at the very end: that is the last weight above 0.
+fn invert(target: f64, below: f64, weights: impl Iterator<Item = f64>) -> (usize, f64) {
+    let (mut sum, mut last) = (below, (0, below));
+    for (i, weight) in weights.enumerate() {
+        if weight > 0.0 {
+            last = (i, sum);
         }
-        let (first, rest) = logits.split_at(groups);
-        self.selected.clear();
-        self.selected.extend_from_slice(first);
-        for row in rest.chunks(groups) {
-            for (max, &x) in self.selected.iter_mut().zip(row) {
-                *max = if x > *max { x } else { *max };
-            }
+        sum += weight;
+        if target < sum {
+            break;
         }
-        *self.selected.select_nth_unstable_by(count - 1, descending).1
     }
-
-    /// Draws by inverting the cumulative distribution in the order of the ids.
-    fn draw(&self, logits: &mut [f32]) -> u32 {
-        let temperature = match self.options.order {
-            SamplerOrder::MlxLm => self.options.temperature,
-            SamplerOrder::TemperatureFirst => 1.0,
-        };
-        // XTC may have masked the best: without a new maximum a low temperature could round all weights to 0.
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        logits.iter_mut().for_each(|x| *x = exp((*x - max) / temperature));
-        let target = self.rng.uniform_f64(self.step, CHOICE) * sum_of(logits, |weight| weight);
-        let mut below = 0.0;
-        let found = logits.iter().position(|&weight| {
-            below += f64::from(weight);
-            target < below
-        });
-        // The two sums round differently, so a target at the very end can miss.
-        found.or_else(|| logits.iter().rposition(|&weight| weight > 0.0)).unwrap_or(0) as u32
-    }
+    last
 }
 
 impl Sampler for Chain {
@@ -301,8 +274,8 @@ impl Sampler for Chain {
         if self.options.temperature == 0.0 {
             return Greedy.sample(logits);
         }
-        self.filter(logits)?;
-        let token = self.draw(logits);
+        let max = self.filter(logits)?;
+        let token = self.draw(logits, max);
         self.step += 1;
         Ok(token)
     }
@@ -324,14 +297,25 @@ mod tests {
         logprobs: Vec<Option<f32>>,
     }
 
+    /// The values that the filters leave, `-inf` those that they drop.
+    fn filtered(options: SamplerOptions, logits: &[f32]) -> Vec<f32> {
+        let mut chain = Chain::new(options).unwrap();
+        let max = chain.filter(logits).unwrap();
+        let tempered = chain.options.order == SamplerOrder::TemperatureFirst;
+        let temperature = if tempered { chain.options.temperature } else { 1.0 };
+        chain.candidates.list(f32::NEG_INFINITY, &Scores { logits, value: |x| (x - max) / temperature });
+        let mut filtered = vec![f32::NEG_INFINITY; logits.len()];
+        chain.candidates.list.iter().for_each(|&(id, x)| filtered[id as usize] = x);
+        filtered
+    }
+
     /// Written by tests/vectors/sampling.py from mlx-lm's `make_sampler`.
     #[test]
     fn filters_agree_with_mlx_lm() {
         let cases: Vec<Case> = serde_json::from_str(include_str!("../tests/vectors/filters.json")).unwrap();
         assert!(cases.len() >= 70);
         for case in cases {
-            let mut filtered = case.logits.clone();
-            Chain::new(case.options.clone()).unwrap().filter(&mut filtered).unwrap();
+            let filtered = filtered(case.options.clone(), &case.logits);
             let mut logprobs = case.logits;
             if case.options.order == SamplerOrder::TemperatureFirst {
                 logprobs.iter_mut().for_each(|x| *x /= case.options.temperature);
@@ -370,8 +354,7 @@ mod tests {
         let mut order: Vec<usize> = (0..logits.len()).collect();
         order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
         for k in [1, 2, 40, 5000, 49_999, 50_000, 60_000] {
-            let mut filtered = logits.clone();
-            Chain::new(SamplerOptions { top_k: k, ..options(0) }).unwrap().filter(&mut filtered).unwrap();
+            let filtered = filtered(SamplerOptions { top_k: k, ..options(0) }, &logits);
             let mut want = order[..k.min(order.len())].to_vec();
             want.sort_unstable();
             assert_eq!(kept(&filtered), want, "top_k {k}");
@@ -379,8 +362,7 @@ mod tests {
         let mut logprobs = logits.clone();
         log_softmax(&mut logprobs).unwrap();
         for top_p in [0.001, 0.2, 0.9, 0.9999] {
-            let mut filtered = logits.clone();
-            Chain::new(SamplerOptions { top_p, ..options(0) }).unwrap().filter(&mut filtered).unwrap();
+            let filtered = filtered(SamplerOptions { top_p, ..options(0) }, &logits);
             let kept = kept(&filtered);
             let mass: f64 = kept.iter().map(|&i| f64::from(logprobs[i]).exp()).sum();
             let lowest = kept.iter().map(|&i| logits[i]).fold(f32::INFINITY, f32::min);
