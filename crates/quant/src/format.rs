@@ -113,26 +113,32 @@ impl Format {
         if cols >= 1 << 40 {
             return Err(Error::Overflow { shape: vec![cols] });
         }
+        if let Self::Affine { bits, group, .. } = self
+            && (!matches!(bits, 2..=6 | 8) || !matches!(group, 32 | 64 | 128))
+        {
+            return Err(Error::Affine { bits, group });
+        }
         let n = cols / group;
-        Ok(match self {
-            Self::Float(t) => [cols * t.bytes(), 0, 0],
-            Self::Affine { bits, group, meta } => {
-                if !matches!(bits, 2..=6 | 8) || !matches!(group, 32 | 64 | 128) {
-                    return Err(Error::Affine { bits, group });
-                }
-                [cols / 8 * bits as usize, n * meta.bytes(), n * meta.bytes()]
-            }
-            Self::MxFp4 | Self::NvFp4 => [cols / 2, n, 0],
-            Self::MxFp8 => [cols, n, 0],
-            Self::Q4_0 => [n * 18, 0, 0],
-            Self::Q4_1 => [n * 20, 0, 0],
-            Self::Q5_0 => [n * 22, 0, 0],
-            Self::Q5_1 => [n * 24, 0, 0],
-            Self::Q8_0 => [n * 34, 0, 0],
-            Self::Q4K => [n * 144, 0, 0],
-            Self::Q5K => [n * 176, 0, 0],
-            Self::Q6K => [n * 210, 0, 0],
-        })
+        Ok(self.group_bytes().map(|bytes| n * bytes))
+    }
+
+    /// Bytes of the codes, scales and biases of one group.
+    pub(crate) const fn group_bytes(self) -> [usize; 3] {
+        match self {
+            Self::Float(t) => [t.bytes(), 0, 0],
+            Self::Affine { bits, group, meta } => [group / 8 * bits as usize, meta.bytes(), meta.bytes()],
+            Self::MxFp4 => [16, 1, 0],
+            Self::NvFp4 => [8, 1, 0],
+            Self::MxFp8 => [32, 1, 0],
+            Self::Q4_0 => [18, 0, 0],
+            Self::Q4_1 => [20, 0, 0],
+            Self::Q5_0 => [22, 0, 0],
+            Self::Q5_1 => [24, 0, 0],
+            Self::Q8_0 => [34, 0, 0],
+            Self::Q4K => [144, 0, 0],
+            Self::Q5K => [176, 0, 0],
+            Self::Q6K => [210, 0, 0],
+        }
     }
 }
 

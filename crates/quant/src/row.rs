@@ -23,6 +23,11 @@ impl<'a> RawRow<'a> {
         self.cols
     }
 
+    /// Encoding.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
     /// The stored elements, or GGML blocks.
     pub fn bytes(&self) -> &'a [u8] {
         self.codes
@@ -35,14 +40,15 @@ impl<'a> RawRow<'a> {
     pub fn columns(&self, run: Range<usize>) -> Result<Self> {
         let group = self.format.group();
         let cols = run.end.saturating_sub(run.start);
-        if let Some(cols) = [run.start, cols].into_iter().find(|n| n % group != 0) {
+        // Groups are powers of two: this is called too often for divisions.
+        let count = |cols: usize| (cols & (group - 1) == 0).then_some(cols >> group.trailing_zeros());
+        let [Some(start), Some(count)] = [count(run.start), count(cols)] else {
             return Err(Error::Group { format: self.format.to_string(), cols, group });
-        }
-        if run.end > self.cols {
+        };
+        if run.start.saturating_add(cols) > self.cols {
             return Err(Error::Length { what: "run of columns", want: self.cols, got: run.end });
         }
-        let [start, count] = [run.start / group, cols / group];
-        let sizes = self.format.row_bytes(group)?;
+        let sizes = self.format.group_bytes();
         let cut = |bytes: &'a [u8], size: usize| &bytes[start * size..][..count * size];
         let codes = cut(self.codes, sizes[0]);
         let scales = cut(self.scales, sizes[1]);

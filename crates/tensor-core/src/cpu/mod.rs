@@ -319,7 +319,8 @@ impl Backend for Cpu {
         {
             return Ok(CpuWeight(Stored::Vector(vector.decode()?)));
         }
-        let packed = parts.iter().map(|raw| Packed::new(raw, &self.0.threads)).collect::<Result<Vec<_>>>()?;
+        let pack = |raw| Packed::new(raw, self.0.kernels, &self.0.threads);
+        let packed = parts.iter().map(pack).collect::<Result<Vec<_>>>()?;
         let want = dims(&packed);
         match packed.iter().find(|m| m.cols() != want[1]) {
             Some(m) => Err(shape("prepare", [m.rows(), m.cols()], want)),

@@ -26,6 +26,7 @@ use half::{bf16, f16};
 use rillm_quant::{E2M1, FloatType, Format, RawTensor};
 
 use super::buffer::Buffer;
+use super::kernels::Kernels;
 use super::kernels::vector::LANES;
 use super::threads::Threads;
 use crate::{Error, Result};
@@ -194,7 +195,7 @@ impl Packed {
     ///
     /// # Errors
     /// [`Error::UnsupportedFormat`], [`Error::OutOfMemory`], [`Error::Quant`] for fields that do not fit.
-    pub(crate) fn new(raw: &RawTensor<'_>, threads: &Threads) -> Result<Self> {
+    pub(crate) fn new(raw: &RawTensor<'_>, kernels: &Kernels, threads: &Threads) -> Result<Self> {
         let (rows, cols) = (raw.rows(), raw.cols());
         // What the fields claim must be there before memory is taken for it.
         let stored = raw.codes.len().saturating_add(raw.scales.len());
@@ -218,7 +219,9 @@ impl Packed {
         let mut data = Buffer::zeroed(blocks * block_bytes, "packed weights")?;
         if block_bytes > 0 {
             let bytes = &mut data.bytes_mut()[..blocks * block_bytes];
-            pack(bytes, block_bytes, threads, &|block, bytes| pack::pack_block(raw, &layout, block, bytes))?;
+            pack(bytes, block_bytes, threads, &|block, bytes| {
+                pack::pack_block(raw, &layout, kernels, block, bytes)
+            })?;
         }
         Ok(Self { layout, rows, cols, data })
     }

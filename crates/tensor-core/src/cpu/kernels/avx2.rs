@@ -200,6 +200,33 @@ impl<const VNNI: bool> Vector for Avx2<VNNI> {
         if VNNI { vnni(acc, w, x) } else { [dot_pairs(acc[0], w[0], x[0]), dot_pairs(acc[1], w[1], x[1])] }
     }
     #[inline(always)]
+    unsafe fn transpose(rows: [I; 16]) -> [I; 16] {
+        let mut columns = rows;
+        for (half, rows) in rows.as_chunks::<8>().0.iter().enumerate() {
+            for part in 0..2 {
+                // Columns `i` and `i + 4` of four rows, in 128 bits each.
+                let mut pairs = [[_mm256_setzero_si256(); 4]; 2];
+                for (rows, out) in rows.as_chunks::<4>().0.iter().zip(&mut pairs) {
+                    let [a, b, c, d] = [rows[0][part], rows[1][part], rows[2][part], rows[3][part]];
+                    let [ab, cd] = [_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d)];
+                    let [ab2, cd2] = [_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d)];
+                    *out = [
+                        _mm256_unpacklo_epi64(ab, cd),
+                        _mm256_unpackhi_epi64(ab, cd),
+                        _mm256_unpacklo_epi64(ab2, cd2),
+                        _mm256_unpackhi_epi64(ab2, cd2),
+                    ];
+                }
+                for i in 0..4 {
+                    let [a, b] = [pairs[0][i], pairs[1][i]];
+                    columns[8 * part + i][half] = _mm256_permute2x128_si256::<0x20>(a, b);
+                    columns[8 * part + 4 + i][half] = _mm256_permute2x128_si256::<0x31>(a, b);
+                }
+            }
+        }
+        columns
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         _mm_prefetch::<_MM_HINT_T0>(p.cast());
     }

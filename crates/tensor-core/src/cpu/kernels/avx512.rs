@@ -212,6 +212,33 @@ impl<const BF16: bool> Vector for Avx512<BF16> {
         _mm512_dpbusd_epi32(acc, w, x)
     }
     #[inline(always)]
+    unsafe fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
+        let mut quarters = rows;
+        for (rows, out) in rows.as_chunks().0.iter().zip(quarters.as_chunks_mut().0) {
+            // Columns `i`, `i + 4`, `i + 8`, `i + 12` of these four rows, in 128 bits each.
+            let [a, b, c, d] = *rows;
+            let [ab, cd] = [_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d)];
+            let [ab2, cd2] = [_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d)];
+            *out = [
+                _mm512_unpacklo_epi64(ab, cd),
+                _mm512_unpackhi_epi64(ab, cd),
+                _mm512_unpacklo_epi64(ab2, cd2),
+                _mm512_unpackhi_epi64(ab2, cd2),
+            ];
+        }
+        let mut columns = rows;
+        for i in 0..4 {
+            let [a, b, c, d] = [quarters[i], quarters[4 + i], quarters[8 + i], quarters[12 + i]];
+            let [ab, cd] = [_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0x44>(c, d)];
+            let [ab2, cd2] = [_mm512_shuffle_i32x4::<0xee>(a, b), _mm512_shuffle_i32x4::<0xee>(c, d)];
+            columns[i] = _mm512_shuffle_i32x4::<0x88>(ab, cd);
+            columns[4 + i] = _mm512_shuffle_i32x4::<0xdd>(ab, cd);
+            columns[8 + i] = _mm512_shuffle_i32x4::<0x88>(ab2, cd2);
+            columns[12 + i] = _mm512_shuffle_i32x4::<0xdd>(ab2, cd2);
+        }
+        columns
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         _mm_prefetch::<_MM_HINT_T0>(p.cast());
     }

@@ -12,6 +12,7 @@ pub(crate) mod matmul;
 mod neon;
 pub(crate) mod panel;
 pub(crate) mod read;
+pub(crate) mod rearrange;
 mod scalar;
 pub(crate) mod vector;
 
@@ -26,6 +27,8 @@ pub(crate) struct Kernels {
     pub name: &'static str,
     /// Whether bfloat16 pairs have a dot product.
     pub bf16: bool,
+    /// Packs codes: see [`rearrange::rearrange`].
+    pub rearrange: fn(rearrange::Strip<'_>),
     /// Builds a panel: see [`panel::build`].
     pub panel: fn(panel::Panel, panel::Tokens<'_>, &mut [u8]),
     /// Multiplies a block and a panel: see [`matmul::multiply`].
@@ -43,6 +46,7 @@ const fn table<V: Vector>(name: &'static str) -> Kernels {
     Kernels {
         name,
         bf16: V::BF16,
+        rearrange: rearrange::rearrange::<V>,
         panel: panel::build::<V>,
         read: read::read::<V>,
         multiply: matmul::multiply::<V>,

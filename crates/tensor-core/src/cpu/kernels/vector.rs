@@ -203,6 +203,28 @@ pub(crate) trait Vector: Copy + 'static {
     }
 
     unsafe fn sub_i(a: Self::I, b: Self::I) -> Self::I;
+
+    /// Vector `i` of lanes `i`: the columns of a matrix whose rows are `rows`.
+    #[inline(always)]
+    unsafe fn transpose(rows: [Self::I; LANES]) -> [Self::I; LANES] {
+        let (mut words, mut turned) = ([[0.0f32; LANES]; LANES], [[0.0; LANES]; LANES]);
+        // SAFETY: this function's own contract; each array has 16 values.
+        unsafe {
+            for (words, row) in words.iter_mut().zip(rows) {
+                Self::store(words.as_mut_ptr(), Self::from_bits(row));
+            }
+            for (i, words) in words.iter().enumerate() {
+                for (turned, word) in turned.iter_mut().zip(words) {
+                    turned[i] = *word;
+                }
+            }
+            let mut columns = rows;
+            for (column, turned) in columns.iter_mut().zip(&turned) {
+                *column = Self::load_i(turned.as_ptr().cast());
+            }
+            columns
+        }
+    }
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ impl Case {
         for (i, format) in formats.iter().enumerate() {
             let raw = random(*format, rows + i, cols, 5 + i as u64);
             weights.extend(raw.decode().unwrap().chunks(cols).map(<[f32]>::to_vec));
-            parts.push(Packed::new(&raw, &threads).unwrap());
+            parts.push(Packed::new(&raw, best(), &threads).unwrap());
         }
         let mut noise = Noise(9);
         let bias = weights.iter().map(|_| noise.float()).collect();

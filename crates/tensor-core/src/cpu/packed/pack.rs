@@ -5,119 +5,109 @@ use half::bf16;
 use rillm_quant::{FloatType, Format, RawRow, RawTensor};
 use smallvec::SmallVec;
 
-use super::{Codes, LANES, Layout, UNIT};
+use super::{Codes, Layout, UNIT};
 use crate::Result;
+use crate::cpu::kernels::Kernels;
+use crate::cpu::kernels::rearrange::{Rows, STRIP, Strip};
+use crate::cpu::kernels::vector::LANES;
 
-/// Columns of 16 rows that are rearranged at a time, so that all of them stay in the first-level cache: a multiple
-/// of every format's group.
-const STRIP: usize = 512;
 /// Groups of a strip, at most.
 const GROUPS: usize = STRIP / 16;
 
 /// Fills zeroed block `block` of `raw`.
-pub(super) fn pack_block(raw: &RawTensor<'_>, layout: &Layout, block: usize, bytes: &mut [u8]) -> Result<()> {
+pub(super) fn pack_block(
+    raw: &RawTensor<'_>,
+    layout: &Layout,
+    kernels: &Kernels,
+    block: usize,
+    bytes: &mut [u8],
+) -> Result<()> {
     let rows = block * LANES..raw.rows().min((block + 1) * LANES);
     let rows = rows.map(|row| raw.row(row)).collect::<Result<SmallVec<[_; LANES]>, _>>()?;
-    let strip_bytes = layout.units_bytes(STRIP / UNIT);
+    let mut strip = Rows([[0; STRIP]; LANES]);
+    let (columns, planes): (_, &[u32]) = match layout.codes {
+        // Words: a column of f32, two of the others.
+        Codes::Float(t) => (STRIP / t.bytes(), &[8]),
+        codes => (STRIP, codes.planes()),
+    };
     let mut from = 0;
-    for bytes in bytes.chunks_mut(strip_bytes) {
-        let to = raw.cols().min(from + STRIP);
+    for bytes in bytes.chunks_mut(layout.units_bytes(columns / UNIT)) {
+        let to = raw.cols().min(from + columns);
+        if to < from + columns {
+            strip.0.as_flattened_mut().fill(0);
+        }
         for (lane, row) in rows.iter().enumerate() {
-            let row = row.columns(from..to)?;
-            match layout.codes {
-                Codes::Float(_) if raw.format == Format::MxFp8 => put_decoded(layout, row, lane, bytes)?,
-                // Pairs of columns are a word; see `float_index`.
-                Codes::Float(FloatType::F32 | FloatType::BF16) => put_values::<4>(row.bytes(), lane, bytes),
-                Codes::Float(FloatType::F16) => put_values::<2>(row.bytes(), lane, bytes),
-                _ => {
-                    put_codes(layout, row, lane, bytes)?;
-                    put_scales(layout, row, lane, bytes)?;
-                }
+            let run = row.columns(from..to)?;
+            put(&run, layout, &mut strip.0[lane])?;
+            if layout.has_groups() {
+                put_scales(layout, run, lane, bytes)?;
             }
         }
+        let paired;
+        let rows = match layout.codes {
+            Codes::Float(FloatType::F16) => {
+                paired = pair_rows(&strip);
+                &paired
+            }
+            _ => &strip,
+        };
+        let units = match layout.codes {
+            Codes::Float(_) => bytes.len() / (UNIT * LANES),
+            _ => (to - from).div_ceil(UNIT),
+        };
+        (kernels.rearrange)(Strip {
+            rows,
+            planes,
+            units,
+            group_units: layout.group_units(),
+            meta_bytes: layout.meta_bytes(),
+            bytes,
+        });
         from = to;
     }
     Ok(())
 }
 
-/// Writes the words of `N` bytes of row `lane` into vectors of as many.
-fn put_values<const N: usize>(row: &[u8], lane: usize, bytes: &mut [u8]) {
-    let (words, rest) = row.as_chunks::<N>();
-    let slots = bytes.as_chunks_mut::<N>().0;
-    for (vector, word) in slots.chunks_exact_mut(LANES).zip(words) {
-        vector[lane] = *word;
+/// The codes of a run of a row, or its plain values.
+fn put(row: &RawRow<'_>, layout: &Layout, out: &mut [u8; STRIP]) -> Result<()> {
+    match layout.codes {
+        Codes::Float(t) if row.format() == Format::MxFp8 => decode(row, t, out)?,
+        Codes::Float(_) => out[..row.bytes().len()].copy_from_slice(row.bytes()),
+        _ => row.codes(&mut out[..row.cols()])?,
     }
-    if let Some(slot) = slots.get_mut(words.len() * LANES + lane) {
-        slot[..rest.len()].copy_from_slice(rest);
-    }
+    Ok(())
 }
 
-/// Writes the values that the codes of row `lane` stand for.
-fn put_decoded(layout: &Layout, row: RawRow<'_>, lane: usize, bytes: &mut [u8]) -> Result<()> {
-    let mut values = [0.0; STRIP];
+/// The values that the codes of an mxfp8 row stand for, as bytes of type `t`.
+fn decode(row: &RawRow<'_>, t: FloatType, out: &mut [u8; STRIP]) -> Result<()> {
+    let mut values = [0.0f32; STRIP / 2];
     let values = &mut values[..row.cols()];
     row.decode(values)?;
-    let slots = bytes.as_chunks_mut::<4>().0.chunks_exact_mut(LANES);
-    if layout.codes == Codes::Float(FloatType::F32) {
-        slots.zip(values).for_each(|(vector, x)| vector[lane] = x.to_le_bytes());
+    if t == FloatType::F32 {
+        out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(out, x)| *out = x.to_le_bytes());
     } else {
-        let pairs = values.as_chunks::<2>().0;
-        for (vector, pair) in slots.zip(pairs) {
-            // The type was chosen because it holds them: nothing is cut off but zeros.
-            let [low, high] = pair.map(f32::to_bits);
-            vector[lane] = (low >> 16 | high & 0xffff_0000).to_le_bytes();
-        }
+        // The type was chosen because it holds them: nothing is cut off but zeros.
+        let bits = values.iter().map(|x| (x.to_bits() >> 16) as u16);
+        out.as_chunks_mut().0.iter_mut().zip(bits).for_each(|(out, x)| *out = x.to_le_bytes());
     }
     Ok(())
 }
 
-/// Writes the codes of a strip of row `lane`.
-fn put_codes(layout: &Layout, row: RawRow<'_>, lane: usize, bytes: &mut [u8]) -> Result<()> {
-    let mut codes = [0; STRIP];
-    row.codes(&mut codes[..row.cols()])?;
-    match layout.codes.planes() {
-        [2] => put_planes::<2, 0>(layout, &codes, lane, bytes),
-        [2, 1] => put_planes::<2, 1>(layout, &codes, lane, bytes),
-        [4, 1] => put_planes::<4, 1>(layout, &codes, lane, bytes),
-        [4, 2] => put_planes::<4, 2>(layout, &codes, lane, bytes),
-        [8] => put_planes::<8, 0>(layout, &codes, lane, bytes),
-        _ => put_planes::<4, 0>(layout, &codes, lane, bytes),
-    }
-    Ok(())
-}
-
-/// [`put_codes`] for a plane of the `LOW` low bits and one of `HIGH` bits above, if any.
-fn put_planes<const LOW: usize, const HIGH: usize>(
-    layout: &Layout,
-    codes: &[u8; STRIP],
-    lane: usize,
-    bytes: &mut [u8],
-) {
-    let group_units = layout.group_units();
-    let groups = bytes.chunks_mut(layout.units_bytes(group_units));
-    for (codes, bytes) in codes.chunks(group_units * UNIT).zip(groups) {
-        let words = bytes[layout.meta_bytes()..].as_chunks_mut::<4>().0;
-        let units = words.chunks_exact_mut((LOW + HIGH) * LANES);
-        for (codes, unit) in codes.as_chunks().0.iter().zip(units) {
-            let (low, high) = unit.split_at_mut(LOW * LANES);
-            put_plane::<LOW>(codes, 0, lane, low);
-            if HIGH > 0 {
-                put_plane::<HIGH>(codes, LOW, lane, high);
-            }
+/// Turns rows of f16 into lanes: a vector is a column of 16 rows and the next column, so that lane `i` has words of
+/// rows `2 i` and `2 i + 1` in the even columns, and lane `i + 8` in the odd.
+fn pair_rows(strip: &Rows) -> Rows {
+    let mut lanes = Rows([[0; STRIP]; LANES]);
+    let (even, odd) = lanes.0.split_at_mut(LANES / 2);
+    for (rows, (even, odd)) in strip.0.as_chunks::<2>().0.iter().zip(even.iter_mut().zip(odd)) {
+        let words = rows[0].as_chunks().0.iter().zip(rows[1].as_chunks().0);
+        let out = even.as_chunks_mut().0.iter_mut().zip(odd.as_chunks_mut().0);
+        for ((a, b), (even, odd)) in words.zip(out) {
+            let [a, b] = [u32::from_le_bytes(*a), u32::from_le_bytes(*b)];
+            *even = (a & 0xffff | b << 16).to_le_bytes();
+            *odd = (a >> 16 | b & 0xffff_0000).to_le_bytes();
         }
     }
-}
-
-/// Writes `BITS` bits of each code of a unit of row `lane`, those from bit `from` on.
-#[inline(always)]
-fn put_plane<const BITS: usize>(codes: &[u8; UNIT], from: usize, lane: usize, plane: &mut [[u8; 4]]) {
-    let mask = u32::MAX / 255 * ((1 << BITS) - 1);
-    let quads = codes.as_chunks().0.chunks_exact(8 / BITS.max(1));
-    for (quads, vector) in quads.zip(plane.chunks_exact_mut(LANES)) {
-        let quads = quads.iter().enumerate();
-        let word = quads.fold(0, |word, (i, q)| word | (u32::from_le_bytes(*q) >> from & mask) << (BITS * i));
-        vector[lane] = word.to_le_bytes();
-    }
+    lanes
 }
 
 /// Writes the scales and biases of a strip of row `lane`.
@@ -150,19 +140,15 @@ fn put_metas<const N: usize>(
     [scales, biases]: [impl Iterator<Item = [u8; N]>; 2],
     bytes: &mut [u8],
 ) {
-    let mut metas = scales.zip(biases);
-    for bytes in bytes.chunks_mut(layout.units_bytes(layout.group_units())) {
-        let slots = bytes[..layout.meta_bytes()].as_chunks_mut().0;
-        match layout.zero {
-            Some(_) => {
-                let halves = slots.chunks_exact_mut(LANES);
-                halves.zip(&mut metas).for_each(|(slots, (scale, _))| slots[lane] = scale);
-            }
-            None => {
-                for (slots, (scale, bias)) in slots.chunks_exact_mut(2 * LANES).zip(&mut metas) {
-                    [slots[lane], slots[LANES + lane]] = [scale, bias];
-                }
-            }
+    let stride = layout.units_bytes(layout.group_units());
+    let halves = layout.groups_in_unit();
+    let slot_bytes = layout.meta_bytes() / halves;
+    for (g, (scale, bias)) in scales.zip(biases).enumerate() {
+        let [unit, half] = if halves == 1 { [g, 0] } else { [g / 2, g % 2] };
+        let at = unit * stride + half * slot_bytes + lane * N;
+        bytes[at..at + N].copy_from_slice(&scale);
+        if layout.zero.is_none() {
+            bytes[at + LANES * N..][..N].copy_from_slice(&bias);
         }
     }
 }
