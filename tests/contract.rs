@@ -123,17 +123,24 @@ fn a_batch_of_three_is_one_by_one() {
         let mut logits = Vec::new();
         for (row, counts) in SCHEDULE.iter().enumerate() {
             let busy: Vec<usize> = (0..3).filter(|i| counts[*i] > 0).collect();
+            // Side by side: all rows, the last one, none.
+            let want = |i: usize| [Want::All, Want::Last, Want::Nothing][(row / 2 + i) % 3];
             let work: Vec<_> = busy
                 .iter()
                 .map(|&i| {
                     let tokens = &prompts[i][at[i]..at[i] + counts[i]];
-                    Work { sequence: sequences[i], tokens, ahead: 0, want: Want::All }
+                    Work { sequence: sequences[i], tokens, ahead: 0, want: want(i) }
                 })
                 .collect();
             s.step(&work, &mut logits).map_err(|e| e.to_string())?;
             let mut wanted = Vec::new();
             for &i in &busy {
-                wanted.extend_from_slice(&alone[i][step[i]]);
+                let rows = &alone[i][step[i]];
+                wanted.extend_from_slice(match want(i) {
+                    Want::All => rows,
+                    Want::Last => &rows[rows.len() - s.vocab()..],
+                    Want::Nothing => &[],
+                });
                 (at[i], step[i]) = (at[i] + counts[i], step[i] + 1);
             }
             expect(same(&logits, &wanted), || format!("other bits in step {row}"))?;
