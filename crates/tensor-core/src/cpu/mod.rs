@@ -255,25 +255,9 @@ impl Cpu {
         self.each_row(&mut x, f);
         Ok(x)
     }
-
-    /// `f(x, y)` row by row for `y` of the shape of `x`.
-    fn combine(
-        &self,
-        op: &'static str,
-        x: CpuTensor,
-        y: &CpuTensor,
-        f: impl Fn(&mut [f32], &[f32]) + Sync,
-    ) -> Result<CpuTensor> {
-        let (got, want) = (self.shape(y), self.shape(&x));
-        if got != want {
-            return Err(shape(op, got, want));
-        }
-        let y = rows(op, y)?;
-        self.update(x, |i, row| f(row, y.row(i)))
-    }
 }
 
-/// The `n` rows of a key buffer from `at` on, for rows `rows` of `src`.
+/// The slots of a key buffer from `at` on that rows `rows` of `src` go to.
 fn slots<'a>(dst: &'a mut CpuTensor, at: usize, src: &CpuTensor, rows: &Range<usize>) -> Result<KvMut<'a>> {
     let cols = dst.cols;
     let there = rows.start <= rows.end && rows.end <= src.rows;
@@ -430,7 +414,12 @@ impl Backend for Cpu {
     }
 
     fn add(&self, x: CpuTensor, y: &CpuTensor) -> Result<CpuTensor> {
-        self.combine("add", x, y, self.0.kernels.elementwise.add)
+        let (got, want) = (self.shape(y), self.shape(&x));
+        if got != want {
+            return Err(shape("add", got, want));
+        }
+        let (add, y) = (self.0.kernels.elementwise.add, rows("add", y)?);
+        self.update(x, |i, row| add(row, y.row(i)))
     }
 
     fn scale(&self, x: CpuTensor, factor: f32) -> Result<CpuTensor> {
