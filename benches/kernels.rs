@@ -81,7 +81,7 @@ fn super_blocks(format: Format, cols: usize) -> RawTensor<'static> {
     let bytes = format.row_bytes(format.group()).unwrap()[0];
     let factors = if format == Format::Q6K { vec![bytes - 2] } else { vec![0, 2] };
     let mut codes: Vec<u8> =
-        (0..ENCODED * cols / format.group() * bytes).map(|i| (i * 7919 >> 3) as u8).collect();
+        (0..ENCODED * cols / format.group() * bytes).map(|i| ((i * 7919) >> 3) as u8).collect();
     for block in codes.chunks_exact_mut(bytes) {
         factors.iter().for_each(|at| block[*at..][..2].copy_from_slice(&F16_SMALL.to_le_bytes()));
     }
