@@ -9,9 +9,11 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::buffer::Buffer;
-use super::kernels::attention::{BLOCK, CachedHead, Scoring, Seen, State, TILE_ROWS, Tile, padded};
+use super::kernels::attention::{
+    BLOCK, CachedHead, Form, MAX_ROWS, Scoring, Seen, State, TILE_ROWS, Tile, padded,
+};
 use super::kernels::vector::LANES;
-use super::matmul::Context;
+use super::matmul::{Context, Precision};
 use super::rows::{Rows, RowsMut};
 use super::tensor::KvData;
 use crate::{AttnParams, Error, KvLayout, Result};
@@ -115,9 +117,14 @@ impl<'a> Work<'a> {
         self.p.heads / self.p.kv_heads
     }
 
+    /// Whether products may go through tile registers.
+    fn tiled(&self) -> bool {
+        self.ctx.precision == Precision::Fast && self.ctx.kernels.tiles.is_some()
+    }
+
     /// Queries of a tile.
     fn tile_queries(&self) -> usize {
-        (TILE_ROWS / self.group()).max(1)
+        (if self.tiled() { MAX_ROWS } else { TILE_ROWS } / self.group()).max(1)
     }
 
     /// Chunks of a span that are tasks of their own.
@@ -192,19 +199,22 @@ impl<'a> Work<'a> {
     fn attend(&self, task: &Task<'_>) -> Result<()> {
         let (group, head_dim) = (self.group(), self.p.head_dim);
         let (rows, width) = (task.queries.len() * group, padded(head_dim));
-        let floats = Tile::floats(rows, head_dim);
+        let form = Form::of(rows, self.tiled());
+        let floats = Tile::floats(form, rows, head_dim);
         let mut buffer = self.ctx.scratch.take((floats + rows * self.state()) * size_of::<f32>())?;
         let (memory, totals) = as_floats(&mut buffer).split_at_mut(floats);
-        let mut tile = Tile::new(memory, task.queries.len(), group, head_dim);
+        let mut tile = Tile::new(memory, form, [task.queries.len(), group], head_dim);
         for row in 0..rows {
             let q = self.q.row(task.span.rows.start + task.queries.start + row / group);
             tile.set_query(row, &q[self.head(task, row) * head_dim..][..head_dim]);
         }
+        (self.ctx.kernels.attention.start)(&mut tile);
         let totals = &mut totals[..rows * self.state()];
         totals.fill(0.0);
         for chunk in task.chunks.clone() {
             tile.clear();
             self.chunk(task, &mut tile, chunk * CHUNK..(chunk + 1) * CHUNK);
+            (self.ctx.kernels.attention.end)(&mut tile);
             for (row, total) in totals.chunks_exact_mut(self.state()).enumerate() {
                 self.merge_into(total, &tile.o[row * width..][..width], tile.m[row], tile.l[row]);
             }
@@ -253,14 +263,15 @@ impl<'a> Work<'a> {
             let (lo, hi) = (of(queries.start).start, of(queries.end - 1).end);
             let mut block = lo / BLOCK * BLOCK;
             while block < hi {
-                let mut seen = [Seen { lo: 0, hi: 0 }; TILE_ROWS];
+                let mut seen = [Seen { lo: 0, hi: 0 }; MAX_ROWS];
                 for (seen, query) in seen.iter_mut().zip(queries.clone()) {
                     let of = of(query);
                     let within = |x: usize| x.clamp(block, block + BLOCK) - block;
                     *seen = Seen { lo: within(of.start), hi: within(of.end) };
                 }
                 self.load(task, tile, block, lo.max(block)..hi.min(block + BLOCK));
-                (self.ctx.kernels.attention.block)(tile, &seen[..queries.len()], scoring);
+                let strips = self.ctx.kernels.tiles.as_ref().map(|t| t.strips);
+                (self.ctx.kernels.attention.block)(tile, &seen[..queries.len()], scoring, strips);
                 block += BLOCK;
             }
         }

@@ -1,17 +1,20 @@
 //! `linear`: activations times packed matrices, cut into panels of tokens and runs of row blocks, over the threads.
-//! The arithmetic is in `kernels/matmul.rs`.
+//! The arithmetic is in `kernels/matmul.rs` for few tokens, in `kernels/tiles.rs` for many.
+
+mod panels;
+mod tiled;
 
 use std::sync::{Mutex, PoisonError};
 
 use rillm_quant::FloatType;
 
-use super::attention::as_floats;
+use self::panels::{build, tile_tokens};
 use super::buffer::Buffer;
 use super::kernels::Kernels;
 use super::kernels::matmul::{MAX_TOKENS, Tile};
-use super::kernels::panel::{Panel, Tokens};
+use super::kernels::panel::{PANELS, Panel};
 use super::kernels::vector::LANES;
-use super::packed::{Codes, Packed, UNIT};
+use super::packed::{Codes, Packed};
 use super::rows::RowsMut;
 use super::source::Source;
 use super::threads::Threads;
@@ -19,8 +22,9 @@ use crate::{Error, Result};
 
 /// Bytes of panels that are multiplied before the next ones: about half of a second-level cache.
 const PANELS_IN_CACHE: usize = 1 << 20;
-/// Bytes of weights of one task, at most, so that threads finish together.
-const TASK_BYTES: usize = 128 << 10;
+/// Bytes of weights of one task, at most, so that threads finish together. A thread that changes places more often
+/// than this reads slower: what the processor fetches ahead is lost.
+const TASK_BYTES: usize = 512 << 10;
 /// Tasks for each thread, if the matrices are small.
 const TASKS: usize = 4;
 
@@ -36,9 +40,13 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// The form of activations for weights of `codes`.
-    fn panel(self, codes: Codes, kernels: &Kernels) -> Panel {
+    /// The form of `t` tokens' activations for weights of `codes`.
+    fn panel(self, codes: Codes, kernels: &Kernels, t: usize) -> Panel {
+        let tiled = kernels.tiles.is_some() && t >= tiled::FROM;
         match (self, codes) {
+            (Self::Fast, Codes::Bits(_) | Codes::E2M1 | Codes::Float(FloatType::BF16)) if tiled => {
+                Panel::Tiles
+            }
             (Self::Fast, Codes::Bits(_) | Codes::E2M1) => Panel::Int8,
             (Self::Fast, Codes::Float(FloatType::BF16)) if kernels.bf16 => Panel::Bf16,
             _ => Panel::F32,
@@ -136,99 +144,27 @@ pub(crate) fn linear(
     if t == 0 || width == 0 {
         return Ok(());
     }
-    let mut panels: [Option<Buffer>; 3] = [None, None, None];
-    for panel in parts.iter().map(|p| ctx.precision.panel(p.layout().codes, ctx.kernels)) {
+    let mut panels = [const { None }; PANELS];
+    for panel in parts.iter().map(|p| ctx.precision.panel(p.layout().codes, ctx.kernels, t)) {
         if panels[panel as usize].is_none() {
             panels[panel as usize] = Some(build(ctx, panel, source)?);
         }
     }
-    multiply(ctx, &Product { parts, epilogue, panels: &panels, t }, out);
+    let done = multiply(ctx, &Product { parts, epilogue, panels: &panels, t }, out);
     panels.into_iter().flatten().for_each(|b| ctx.scratch.give(b));
-    Ok(())
+    done
 }
 
 fn shape(got: [usize; 2], want: [usize; 2]) -> Error {
     Error::Shape { op: "linear", got, want }
 }
 
-/// Tokens of the panel that starts at token `start` of `t`.
-fn tile_tokens(panel: Panel, start: usize, t: usize) -> usize {
-    let most = if panel == Panel::Int8 { MAX_TOKENS } else { MAX_TOKENS / 2 };
-    let left = (t - start).min(most);
-    1 << left.ilog2()
-}
-
-/// All panels of what `source` makes. That of the tokens from `start` is at `start * units * unit_bytes`.
-fn build(ctx: &Context<'_>, panel: Panel, source: &Source<'_>) -> Result<Buffer> {
-    let [t, cols] = source.shape();
-    let token_bytes = cols.div_ceil(UNIT) * panel.unit_bytes();
-    let mut buffer = ctx.scratch.take(token_bytes * t)?;
-    let bytes = &mut buffer.bytes_mut()[..token_bytes * t];
-    if t < 2 * MAX_TOKENS || bytes.is_empty() {
-        tiles(ctx, panel, source, 0, bytes)?;
-        return Ok(buffer);
-    }
-    // Runs of `MAX_TOKENS` tokens start where panels start.
-    let runs = Mutex::new(bytes.chunks_mut(token_bytes * MAX_TOKENS).enumerate());
-    let failed: Mutex<Option<Error>> = Mutex::new(None);
-    ctx.threads.run(t.div_ceil(MAX_TOKENS), &|_| {
-        let claimed = runs.lock().unwrap_or_else(PoisonError::into_inner).next();
-        let Some((run, bytes)) = claimed else { return };
-        if let Err(error) = tiles(ctx, panel, source, run * MAX_TOKENS, bytes) {
-            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-        }
-    });
-    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None => Ok(buffer),
-    }
-}
-
-/// The panels of the tokens from `first` on that fill `out`. Rows that have to be made become a panel while they are
-/// in cache.
-fn tiles(
-    ctx: &Context<'_>,
-    panel: Panel,
-    source: &Source<'_>,
-    first: usize,
-    mut out: &mut [u8],
-) -> Result<()> {
-    let [t, cols] = source.shape();
-    let token_bytes = cols.div_ceil(UNIT) * panel.unit_bytes();
-    let mut start = first;
-    let mut scratch = match source {
-        Source::Rows(_) => None,
-        _ => Some(ctx.scratch.take(MAX_TOKENS.min(t - first) * cols * size_of::<f32>())?),
-    };
-    while !out.is_empty() {
-        let tokens = tile_tokens(panel, start, t);
-        let (bytes, rest) = out.split_at_mut(tokens * token_bytes);
-        let rows = match (source, &mut scratch) {
-            (Source::Rows(x), _) => {
-                Tokens { data: &x.data[start * x.stride..], tokens, cols, stride: x.stride }
-            }
-            (_, Some(made)) => {
-                let made = &mut as_floats(made)[..tokens * cols];
-                for (i, row) in made.chunks_exact_mut(cols).enumerate() {
-                    source.make(&ctx.kernels.elementwise, start + i, row);
-                }
-                Tokens { data: made, tokens, cols, stride: cols }
-            }
-            (_, None) => break,
-        };
-        (ctx.kernels.panel)(panel, rows, bytes);
-        start += tokens;
-        out = rest;
-    }
-    scratch.into_iter().for_each(|b| ctx.scratch.give(b));
-    Ok(())
-}
-
 /// What is multiplied.
 struct Product<'a> {
     parts: &'a [Packed],
     epilogue: Epilogue<'a>,
-    panels: &'a [Option<Buffer>; 3],
+    /// One of each kind that a part calls for.
+    panels: &'a [Option<Buffer>; PANELS],
     t: usize,
 }
 
@@ -242,21 +178,26 @@ struct Task {
 
 impl Product<'_> {
     /// Blocks of a task of `part`.
-    fn blocks_of_task(&self, part: &Packed, threads: usize) -> usize {
+    fn blocks_of_task(&self, ctx: &Context<'_>, part: &Packed) -> usize {
+        let threads = ctx.threads.count();
+        if ctx.precision.panel(part.layout().codes, ctx.kernels, self.t) == Panel::Tiles {
+            let blocks: usize = self.parts.iter().map(Packed::blocks).sum();
+            return tiled::blocks_of_task(blocks / (TASKS * threads));
+        }
         let total: usize = self.parts.iter().map(Packed::bytes).sum();
         let bytes = (total / (TASKS * threads)).min(TASK_BYTES);
         (bytes / part.layout().block_bytes().max(1)).max(1)
     }
 
-    fn tasks(&self, threads: usize) -> usize {
-        self.parts.iter().map(|p| p.blocks().div_ceil(self.blocks_of_task(p, threads))).sum()
+    fn tasks(&self, ctx: &Context<'_>) -> usize {
+        self.parts.iter().map(|p| p.blocks().div_ceil(self.blocks_of_task(ctx, p))).sum()
     }
 
     /// Task number `index`.
-    fn task(&self, mut index: usize, threads: usize) -> Option<Task> {
+    fn task(&self, ctx: &Context<'_>, mut index: usize) -> Option<Task> {
         let mut column = 0;
         for (part, packed) in self.parts.iter().enumerate() {
-            let (blocks, step) = (packed.blocks(), self.blocks_of_task(packed, threads));
+            let (blocks, step) = (packed.blocks(), self.blocks_of_task(ctx, packed));
             let tasks = blocks.div_ceil(step);
             if index < tasks {
                 let blocks = index * step..blocks.min((index + 1) * step);
@@ -268,76 +209,92 @@ impl Product<'_> {
         None
     }
 
-    /// Multiplies the blocks of `task`, and hands each 16 results of a token to `emit` with their token and column.
-    fn run(&self, ctx: &Context<'_>, task: &Task, emit: &mut dyn FnMut(usize, usize, &[f32])) {
+    /// Multiplies the blocks of `task` and writes the results to `out`.
+    fn run(&self, ctx: &Context<'_>, task: &Task, out: &Out<'_>) -> Result<()> {
         let part = &self.parts[task.part];
         let layout = part.layout();
-        let panel = ctx.precision.panel(layout.codes, ctx.kernels);
-        let Some(x) = &self.panels[panel as usize] else { return };
+        let panel = ctx.precision.panel(layout.codes, ctx.kernels, self.t);
+        let Some(x) = &self.panels[panel as usize] else { return Ok(()) };
+        if let (Panel::Tiles, Some(tiles)) = (panel, &ctx.kernels.tiles) {
+            return self.run_tiles(ctx, tiles, task, x.bytes(), out);
+        }
         let token_bytes = layout.units * panel.unit_bytes();
         let in_cache = (PANELS_IN_CACHE / token_bytes.max(1)).max(MAX_TOKENS) / MAX_TOKENS * MAX_TOKENS;
-        let mut out = [[0.0; LANES]; MAX_TOKENS];
+        let mut sums = [[0.0; LANES]; MAX_TOKENS];
         for first in (0..self.t).step_by(in_cache) {
             let last = self.t.min(first + in_cache);
             for block in task.blocks.clone() {
                 let rows = LANES.min(part.rows() - block * LANES);
-                let column = task.column + block * LANES;
                 let mut start = first;
                 while start < last {
                     let tokens = tile_tokens(panel, start, self.t);
                     let x = &x.bytes()[start * token_bytes..];
-                    let out = &mut out[..tokens];
-                    (ctx.kernels.multiply)(Tile { block: part.block(block), layout, panel, x, out });
-                    for (i, row) in out.iter_mut().enumerate() {
-                        if let Some(bias) = self.epilogue.bias {
-                            row.iter_mut().zip(&bias[column..][..rows]).for_each(|(y, b)| *y += b);
-                        }
-                        emit(start + i, column, &row[..rows]);
+                    let sums = &mut sums[..tokens];
+                    (ctx.kernels.multiply)(Tile { block: part.block(block), layout, panel, x, out: sums });
+                    for (i, sums) in sums.iter().enumerate() {
+                        // SAFETY: see `multiply`.
+                        unsafe { out.put([start + i, task.column + block * LANES], sums, rows) };
                     }
                     start += tokens;
                 }
             }
         }
+        Ok(())
     }
 }
 
 /// Results that tasks write to different columns of at the same time.
-struct Shared {
+struct Out<'a> {
     data: *mut f32,
     stride: usize,
+    epilogue: Epilogue<'a>,
 }
 
 // SAFETY: what is written through the pointer is disjoint: see `multiply`.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for Out<'_> {}
 
-impl Shared {
-    /// Adds `values` to row `t` from column `column`, or writes them there.
+impl Out<'_> {
+    /// Takes the first `n` of `sums` as results of token `t` from column `column` on.
     ///
     /// # Safety
     /// They lie in the result, and nobody else reads or writes them.
-    unsafe fn write(&self, t: usize, column: usize, values: &[f32], residual: Residual) {
-        // SAFETY: the caller's contract.
+    #[inline(always)]
+    unsafe fn put(&self, [t, column]: [usize; 2], sums: &[f32; LANES], n: usize) {
+        let mut sums = *sums;
+        if let Some(bias) = self.epilogue.bias {
+            sums.iter_mut().zip(&bias[column..][..n]).for_each(|(y, b)| *y += b);
+        }
+        // SAFETY: the caller's contract; a whole block is an array.
         unsafe {
             let to = self.data.add(t * self.stride + column);
-            match residual {
-                Residual::None => std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len()),
-                Residual::InPlace => values.iter().enumerate().for_each(|(i, y)| *to.add(i) += y),
+            if n < LANES {
+                for (i, y) in sums[..n].iter().enumerate() {
+                    *to.add(i) =
+                        if self.epilogue.residual == Residual::InPlace { *to.add(i) + y } else { *y };
+                }
+                return;
+            }
+            let to = &mut *to.cast::<[f32; LANES]>();
+            match self.epilogue.residual {
+                Residual::None => *to = sums,
+                Residual::InPlace => to.iter_mut().zip(sums).for_each(|(to, y)| *to += y),
             }
         }
     }
 }
 
-fn multiply(ctx: &Context<'_>, product: &Product<'_>, out: RowsMut<'_>) {
-    let threads = ctx.threads.count();
-    let shared = Shared { data: out.data.as_mut_ptr(), stride: out.stride };
-    ctx.threads.run(product.tasks(threads), &|index| {
-        let Some(task) = product.task(index, threads) else { return };
-        product.run(ctx, &task, &mut |t, column, values| {
-            // SAFETY: `linear` has checked that `out` has `t` rows of the parts' columns, apart by the stride; tasks
-            // have different blocks, so different columns, and each task runs once.
-            unsafe { shared.write(t, column, values, product.epilogue.residual) }
-        });
+fn multiply(ctx: &Context<'_>, product: &Product<'_>, out: RowsMut<'_>) -> Result<()> {
+    // `linear` has checked that `out` has `t` rows of the parts' columns, apart by the stride; tasks have different
+    // blocks, so different columns, and each task runs once.
+    let out = Out { data: out.data.as_mut_ptr(), stride: out.stride, epilogue: product.epilogue };
+    let failed: Mutex<Option<Error>> = Mutex::new(None);
+    ctx.threads.run(product.tasks(ctx), &|index| {
+        let Some(task) = product.task(ctx, index) else { return };
+        if let Err(error) = product.run(ctx, &task, &out) {
+            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        }
     });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
 #[cfg(test)]

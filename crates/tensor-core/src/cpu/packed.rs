@@ -135,7 +135,7 @@ impl Layout {
     }
 
     /// Where unit `unit` lies in a block: its group's scales, and its codes.
-    fn offsets(&self, unit: usize) -> (usize, usize) {
+    pub(crate) fn offsets(&self, unit: usize) -> (usize, usize) {
         let (group, within) = (unit / self.group_units(), unit % self.group_units());
         let start = group * self.units_bytes(self.group_units());
         (start, start + self.meta_bytes() + within * self.codes.unit_bytes())

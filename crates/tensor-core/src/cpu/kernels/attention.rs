@@ -8,11 +8,14 @@
 mod columns;
 mod rows;
 mod sums;
+mod tiled;
 
 use self::columns::{ScoreColumns, SoftmaxColumns};
 use self::rows::{Load, ScoreRows, SoftmaxRows};
 use self::sums::{Finish, Merge, Weigh};
+use self::tiled::{Bf16, Gather, PackQueries};
 use super::elementwise::softcap;
+use super::tiles::Strips;
 use super::vector::{LANES, Vector};
 use crate::cpu::tensor::KvData;
 
@@ -20,17 +23,45 @@ use crate::cpu::tensor::KvData;
 pub(crate) const BLOCK: usize = 64;
 /// The most rows of a tile, unless one query has more heads to a group.
 pub(crate) const TILE_ROWS: usize = 64;
+/// [`TILE_ROWS`] of tile registers: loading a block takes longer beside them.
+pub(crate) const MAX_ROWS: usize = 128;
 /// Tiles of at least so many rows have rows as lanes.
 const COLUMNS_FROM: usize = 8;
+
+/// How a tile is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Row by row.
+    Rows,
+    /// With 16 rows as lanes.
+    Columns,
+    /// With tile registers, in bfloat16.
+    Tiled,
+}
+
+impl Form {
+    /// That of a tile of `rows` rows; `tiled` if there are tile registers and rounding to bfloat16 is allowed.
+    pub(crate) fn of(rows: usize, tiled: bool) -> Self {
+        match rows {
+            _ if tiled && rows >= LANES => Self::Tiled,
+            _ if rows >= COLUMNS_FROM => Self::Columns,
+            _ => Self::Rows,
+        }
+    }
+}
 
 /// The attention kernels of one instruction set.
 #[derive(Debug)]
 pub(crate) struct Attention {
     /// Copies one head of consecutive cached rows into rows of a tile's keys or values, widened and padded.
     pub load: fn(src: CachedHead<'_>, dst: &mut [f32]),
+    /// Takes the queries that were set, before the first block.
+    pub start: fn(tile: &mut Tile<'_>),
     /// Takes the keys and values that were loaded into the tile into its running softmax; query `i` sees those
     /// at `seen[i]`.
-    pub block: fn(tile: &mut Tile<'_>, seen: &[Seen], scoring: Scoring),
+    pub block: fn(tile: &mut Tile<'_>, seen: &[Seen], scoring: Scoring, multiply: Option<Multiply>),
+    /// Leaves the sums over all blocks since [`Tile::clear`] in `o`.
+    pub end: fn(tile: &mut Tile<'_>),
     /// Takes the softmax over other keys into that of `total`.
     pub merge: fn(total: State<'_>, part: &[f32], m: f32, l: f32),
     /// `out = o / l`: the result, zeros if nothing was seen.
@@ -49,6 +80,9 @@ pub(crate) struct CachedHead<'a> {
     /// Values of a head.
     pub head_dim: usize,
 }
+
+/// What multiplies for [`Form::Tiled`].
+pub(crate) type Multiply = fn(Strips<'_>);
 
 /// Keys of the block that a query sees: those from `lo` to before `hi`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +111,7 @@ pub(crate) struct State<'a> {
 /// The rows of some queries, each for all heads of a group, and the block of keys they meet.
 #[derive(Debug)]
 pub(crate) struct Tile<'a> {
+    form: Form,
     /// Queries of the tile.
     queries: usize,
     /// Heads that share a key head; row `i * group + h` is head `h` of query `i`.
@@ -99,6 +134,8 @@ pub(crate) struct Tile<'a> {
     pub l: &'a mut [f32],
     /// By how much the last block shrank what was summed before it, one a row.
     shrink: &'a mut [f32],
+    /// For [`Form::Tiled`].
+    bf16: Bf16<'a>,
 }
 
 /// `n` padded to whole vectors.
@@ -108,13 +145,19 @@ pub(crate) const fn padded(n: usize) -> usize {
 
 impl<'a> Tile<'a> {
     /// Floats that a tile takes.
-    pub(crate) fn floats(rows: usize, head_dim: usize) -> usize {
+    pub(crate) fn floats(form: Form, rows: usize, head_dim: usize) -> usize {
         let (lanes, width) = (padded(rows), padded(head_dim));
-        lanes * (2 * width + BLOCK + 3) + 2 * BLOCK * width
+        let bf16 = if form == Form::Tiled { tiled::floats(lanes, width) } else { 0 };
+        lanes * (2 * width + BLOCK + 3) + 2 * BLOCK * width + bf16
     }
 
     /// A tile of `queries * group` rows of `head_dim` values in `memory`, without queries yet.
-    pub(crate) fn new(memory: &'a mut [f32], queries: usize, group: usize, head_dim: usize) -> Self {
+    pub(crate) fn new(
+        memory: &'a mut [f32],
+        form: Form,
+        [queries, group]: [usize; 2],
+        head_dim: usize,
+    ) -> Self {
         let (lanes, width) = (padded(queries * group), padded(head_dim));
         let (q, memory) = memory.split_at_mut(lanes * width);
         let (k, memory) = memory.split_at_mut(BLOCK * width);
@@ -123,11 +166,12 @@ impl<'a> Tile<'a> {
         let (o, memory) = memory.split_at_mut(lanes * width);
         let (m, memory) = memory.split_at_mut(lanes);
         let (l, memory) = memory.split_at_mut(lanes);
-        let shrink = &mut memory[..lanes];
+        let (shrink, memory) = memory.split_at_mut(lanes);
+        let bf16 = if form == Form::Tiled { Bf16::new(memory, lanes, width) } else { Bf16::default() };
         q.fill(0.0);
         // Columns of scores are computed in groups, past the keys that were loaded.
         k.fill(0.0);
-        Self { queries, group, width, q, k, v, s, o, m, l, shrink }
+        Self { form, queries, group, width, q, k, v, s, o, m, l, shrink, bf16 }
     }
 
     /// Rows of the tile.
@@ -145,7 +189,7 @@ impl<'a> Tile<'a> {
     }
 
     fn by_columns(&self) -> bool {
-        self.rows() >= COLUMNS_FROM
+        self.form == Form::Columns
     }
 
     /// Sets the query of row `row`.
@@ -164,6 +208,7 @@ impl<'a> Tile<'a> {
     /// Forgets all keys.
     pub(crate) fn clear(&mut self) {
         self.o.fill(0.0);
+        self.bf16.o.fill(0.0);
         // Finite, so that differences are never NaN.
         self.m.fill(f32::MIN);
         self.l.fill(0.0);
@@ -173,7 +218,14 @@ impl<'a> Tile<'a> {
 impl Attention {
     /// The kernels of `V`. Only for a table that is handed out after detection.
     pub(super) const fn of<V: Vector>() -> Self {
-        Self { load: load::<V>, block: block::<V>, merge: merge::<V>, finish: finish::<V> }
+        Self {
+            load: load::<V>,
+            start: start::<V>,
+            block: block::<V>,
+            end: end::<V>,
+            merge: merge::<V>,
+            finish: finish::<V>,
+        }
     }
 }
 
@@ -188,7 +240,7 @@ fn load<V: Vector>(src: CachedHead<'_>, dst: &mut [f32]) {
     unsafe { V::call(Load { src, dst }) }
 }
 
-fn block<V: Vector>(tile: &mut Tile<'_>, seen: &[Seen], scoring: Scoring) {
+fn block<V: Vector>(tile: &mut Tile<'_>, seen: &[Seen], scoring: Scoring, multiply: Option<Multiply>) {
     assert_eq!(seen.len(), tile.queries);
     let lo = seen.iter().filter(|s| s.lo < s.hi).map(|s| s.lo).min().unwrap_or(0);
     let hi = seen.iter().filter(|s| s.lo < s.hi).map(|s| s.hi).max().unwrap_or(0);
@@ -196,17 +248,34 @@ fn block<V: Vector>(tile: &mut Tile<'_>, seen: &[Seen], scoring: Scoring) {
     if lo == hi {
         return;
     }
+    if let (Form::Tiled, Some(multiply)) = (tile.form, multiply) {
+        return tiled::block::<V>(tile, seen, scoring, [lo, hi], multiply);
+    }
     // SAFETY: the table of `V` was handed out after detection; a tile's slices have the sizes that `new` gave
     // them, and no query sees keys past the block.
     unsafe {
         if tile.by_columns() {
             V::call(ScoreColumns { tile: &mut *tile, lo, hi });
-            V::call(SoftmaxColumns { tile: &mut *tile, seen, scoring });
+            V::call(SoftmaxColumns::<false> { tile: &mut *tile, seen, scoring });
         } else {
             V::call(ScoreRows { tile: &mut *tile, lo, hi });
             V::call(SoftmaxRows { tile: &mut *tile, seen, scoring });
         }
         V::call(Weigh { tile, seen });
+    }
+}
+
+fn start<V: Vector>(tile: &mut Tile<'_>) {
+    if tile.form == Form::Tiled {
+        // SAFETY: the table of `V` was handed out after detection; the slices have the sizes of `new`.
+        unsafe { V::call(PackQueries { tile }) }
+    }
+}
+
+fn end<V: Vector>(tile: &mut Tile<'_>) {
+    if tile.form == Form::Tiled {
+        // SAFETY: as in `start`.
+        unsafe { V::call(Gather { tile }) }
     }
 }
 

@@ -243,6 +243,24 @@ impl<const BF16: bool> Vector for Avx512<BF16> {
         _mm_prefetch::<_MM_HINT_T0>(p.cast());
     }
     #[inline(always)]
+    unsafe fn pairs_bf16(a: __m512, b: __m512) -> __m512i {
+        if BF16 {
+            // SAFETY: both types are 64 bytes without invalid values.
+            let halves: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(b, a));
+            // Those of `a` are the lower half of the register.
+            let low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(halves));
+            let high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(halves));
+            _mm512_or_si512(low, _mm512_slli_epi32::<16>(high))
+        } else {
+            let mut halves = [0u16; 32];
+            Self::store_bf16(halves.as_mut_ptr(), a);
+            Self::store_bf16(halves.as_mut_ptr().add(16), b);
+            let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(halves.as_ptr().cast()));
+            let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(halves.as_ptr().add(16).cast()));
+            _mm512_or_si512(low, _mm512_slli_epi32::<16>(high))
+        }
+    }
+    #[inline(always)]
     unsafe fn dot_bf16(acc: __m512, w: __m512i, x: __m512i) -> __m512 {
         if BF16 {
             // SAFETY: both types are 64 bytes without invalid values.

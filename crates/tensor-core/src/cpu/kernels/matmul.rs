@@ -17,7 +17,7 @@ pub(crate) const MAX_TOKENS: usize = 8;
 /// Quads of a unit.
 const QUADS: usize = UNIT / 4;
 /// How far ahead of the codes in use memory is asked for.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 
 /// One block, one panel.
 pub(crate) struct Tile<'a> {
@@ -34,7 +34,7 @@ pub(crate) struct Tile<'a> {
 }
 
 /// How the quads of a unit are read.
-trait Elements {
+pub(super) trait Elements {
     /// Bytes of a unit.
     const BYTES: usize;
     /// Whether the values have scales.
@@ -50,7 +50,7 @@ trait Elements {
 }
 
 /// Elements that are integers.
-trait Quants: Elements {
+pub(super) trait Quants: Elements {
     /// Whether all codes are less than 128.
     const SMALL: bool = true;
 
@@ -62,10 +62,10 @@ trait Quants: Elements {
 }
 
 /// Integers of `BITS` bits.
-struct Bits<const BITS: u32>;
+pub(super) struct Bits<const BITS: u32>;
 /// [`Bits`] with scales for each half of a unit.
-struct Halves<Q>(PhantomData<Q>);
-struct Fp4;
+pub(super) struct Halves<Q>(PhantomData<Q>);
+pub(super) struct Fp4;
 struct F32;
 struct F16;
 struct Bf16;
@@ -209,16 +209,16 @@ impl Elements for Bf16 {
 }
 
 /// Scales of a group, for each half of a unit.
-struct Scales<V: Vector> {
-    scale: [V::F; 2],
-    bias: [V::F; 2],
+pub(super) struct Scales<V: Vector> {
+    pub scale: [V::F; 2],
+    pub bias: [V::F; 2],
 }
 
 /// Reads the scales at `w`, if the elements have some. The bias of a constant zero point is
 /// `-zero * scale`.
 #[inline(always)]
 #[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract; `w` has the scales that the layout says")]
-unsafe fn scales<V: Vector, E: Elements>(w: *const u8, layout: &Layout) -> Scales<V> {
+pub(super) unsafe fn scales<V: Vector, E: Elements>(w: *const u8, layout: &Layout) -> Scales<V> {
     let mut out = Scales { scale: [V::splat(1.0); 2], bias: [V::splat(0.0); 2] };
     if !E::SCALED {
         return out;
@@ -433,6 +433,7 @@ pub(super) fn multiply<V: Vector>(tile: Tile<'_>) {
     let halves = group < UNIT;
     match (tile.panel, codes) {
         (Panel::Bf16, Codes::Float(FloatType::BF16)) => pairs::<V>(tile),
+        (Panel::Tiles, _) => unreachable!("tiles have their own kernel"),
         (_, Codes::Float(FloatType::F32)) => exact::<V, F32>(tile),
         (_, Codes::Float(FloatType::F16)) => exact::<V, F16>(tile),
         (_, Codes::Float(FloatType::BF16)) => exact::<V, Bf16>(tile),

@@ -1,6 +1,8 @@
 //! One table of kernels for each instruction set, handed out only after the processor was asked.
 //! What kernels compute is in the other files, once for all tables.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub(crate) mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -14,6 +16,7 @@ pub(crate) mod panel;
 pub(crate) mod read;
 pub(crate) mod rearrange;
 mod scalar;
+pub(crate) mod tiles;
 pub(crate) mod vector;
 
 use vector::Vector;
@@ -33,6 +36,8 @@ pub(crate) struct Kernels {
     pub panel: fn(panel::Panel, panel::Tokens<'_>, &mut [u8]),
     /// Multiplies a block and a panel: see [`matmul::multiply`].
     pub multiply: fn(matmul::Tile<'_>),
+    /// Tile registers, where there are some: for batches of many tokens.
+    pub tiles: Option<tiles::Tiles>,
     /// Tiles of queries against blocks of keys.
     pub attention: attention::Attention,
     /// Reads every byte once, as fast as vectors can: see [`read::read`].
@@ -50,6 +55,7 @@ const fn table<V: Vector>(name: &'static str) -> Kernels {
         panel: panel::build::<V>,
         read: read::read::<V>,
         multiply: matmul::multiply::<V>,
+        tiles: None,
         attention: attention::Attention::of::<V>(),
         elementwise: elementwise::Elementwise::of::<V>(),
     }
@@ -59,8 +65,18 @@ static SCALAR: Kernels = table::<scalar::Scalar>("scalar");
 #[cfg(target_arch = "x86_64")]
 static AVX2: [Kernels; 2] = [table::<avx2::Avx2<false>>("avx2"), table::<avx2::Avx2<true>>("avx2-vnni")];
 #[cfg(target_arch = "x86_64")]
-static AVX512: [Kernels; 2] =
-    [table::<avx512::Avx512<false>>("avx512"), table::<avx512::Avx512<true>>("avx512-bf16")];
+static AVX512: [Kernels; 3] = [
+    table::<avx512::Avx512<false>>("avx512"),
+    table::<avx512::Avx512<true>>("avx512-bf16"),
+    Kernels {
+        tiles: Some(tiles::Tiles {
+            expand: tiles::expand::<avx512::Avx512<true>>,
+            multiply: amx::multiply,
+            strips: amx::strips,
+        }),
+        ..table::<avx512::Avx512<true>>("avx512-amx")
+    },
+];
 #[cfg(target_arch = "aarch64")]
 static NEON: [Kernels; 3] = [
     table::<neon::Neon<{ neon::BASE }>>("neon"),
@@ -77,6 +93,7 @@ pub(crate) fn available() -> Vec<&'static Kernels> {
         (&AVX2[1], avx2::Avx2::<true>::detected()),
         (&AVX512[0], avx512::Avx512::<false>::detected()),
         (&AVX512[1], avx512::Avx512::<true>::detected()),
+        (&AVX512[2], avx512::Avx512::<true>::detected() && amx::detected()),
     ] {
         tables.extend(detected.then_some(table));
     }

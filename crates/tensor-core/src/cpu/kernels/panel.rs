@@ -7,6 +7,7 @@
 //! int8   t x 32 x i8 | t x f32 scale | t x f32 sum | t x f32 sum of the first half | t x f32 of the second
 //! bf16   16 pairs of columns x t tokens x 2 values
 //! f32    32 columns x t tokens
+//! tiles  16 tokens x 32 columns in bf16, zeros after the last token
 //! ```
 //!
 //! A unit of int8 values is `scale * q`, `|q| <= 127`; sums are those of `scale * q`, so that what quantizing
@@ -24,14 +25,19 @@ pub(crate) enum Panel {
     Bf16,
     /// As they are.
     F32,
+    /// bfloat16 in tiles of 16 tokens.
+    Tiles,
 }
+
+/// Kinds of panels.
+pub(crate) const PANELS: usize = 4;
 
 impl Panel {
     /// Bytes of a unit of one token.
     pub(crate) const fn unit_bytes(self) -> usize {
         match self {
             Self::Int8 => INT8_BYTES,
-            Self::Bf16 => UNIT * 2,
+            Self::Bf16 | Self::Tiles => UNIT * 2,
             Self::F32 => UNIT * 4,
         }
     }
@@ -66,7 +72,8 @@ impl Tokens<'_> {
 ///
 /// Safe only as an entry of [`Kernels`](super::Kernels), which is handed out after detection.
 pub(super) fn build<V: Vector>(panel: Panel, tokens: Tokens<'_>, out: &mut [u8]) {
-    let bytes = tokens.cols.div_ceil(UNIT) * tokens.tokens * panel.unit_bytes();
+    let rows = if panel == Panel::Tiles { LANES } else { tokens.tokens };
+    let bytes = tokens.cols.div_ceil(UNIT) * rows * panel.unit_bytes();
     let out = &mut out[..bytes];
     // SAFETY: tables are handed out after detection; `out` has the size that the kernels write.
     unsafe {
@@ -74,6 +81,7 @@ pub(super) fn build<V: Vector>(panel: Panel, tokens: Tokens<'_>, out: &mut [u8])
             Panel::Int8 => V::call(Int8 { tokens, out }),
             Panel::Bf16 => V::call(Bf16 { tokens, out }),
             Panel::F32 => V::call(F32 { tokens, out }),
+            Panel::Tiles => V::call(TileRows { tokens, out }),
         }
     }
 }
@@ -187,6 +195,38 @@ impl Kernel for F32<'_> {
                         let out = self.out.as_mut_ptr().cast::<f32>();
                         out.add((unit * UNIT + i) * n + t).write_unaligned(*x);
                     }
+                }
+            }
+        }
+    }
+}
+
+/// `out` has `units * 16` rows of 64 bytes; at most 16 tokens.
+struct TileRows<'a> {
+    tokens: Tokens<'a>,
+    out: &'a mut [u8],
+}
+
+impl Kernel for TileRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        for unit in 0..self.tokens.cols.div_ceil(UNIT) {
+            for t in 0..LANES {
+                let x = if t < self.tokens.tokens { self.tokens.unit(t, unit) } else { &[] };
+                // SAFETY: unit and token lie in `out`; whole units are read from `x`, others from `values`.
+                unsafe {
+                    let out = self.out.as_mut_ptr().cast::<u16>().add((unit * LANES + t) * UNIT);
+                    let mut values = [0.0; UNIT];
+                    let x = if x.len() == UNIT {
+                        x.as_ptr()
+                    } else {
+                        values[..x.len()].copy_from_slice(x);
+                        values.as_ptr()
+                    };
+                    V::store_bf16(out, V::load(x));
+                    V::store_bf16(out.add(LANES), V::load(x.add(LANES)));
                 }
             }
         }

@@ -108,6 +108,22 @@ pub(crate) trait Vector: Copy + 'static {
         }
     }
 
+    /// `a` and `b` as the low and the high bfloat16 halves of each lane, rounded to nearest, ties to even.
+    #[inline(always)]
+    unsafe fn pairs_bf16(a: Self::F, b: Self::F) -> Self::I {
+        let mut halves = [[0u16; LANES]; 2];
+        let mut pairs = [0u16; 2 * LANES];
+        // SAFETY: this function's own contract; the arrays hold what is stored and loaded.
+        unsafe {
+            Self::store_bf16(halves[0].as_mut_ptr(), a);
+            Self::store_bf16(halves[1].as_mut_ptr(), b);
+            for (i, pair) in pairs.chunks_exact_mut(2).enumerate() {
+                pair.copy_from_slice(&[halves[0][i], halves[1][i]]);
+            }
+            Self::load_i(pairs.as_ptr().cast())
+        }
+    }
+
     /// Stores the [`reduce_sum`](Self::reduce_sum) of each.
     #[inline(always)]
     unsafe fn store_sums(p: *mut f32, a: [Self::F; 4]) {

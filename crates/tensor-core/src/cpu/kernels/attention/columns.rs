@@ -103,14 +103,15 @@ unsafe fn add<V: Vector, const K: usize>(mut a: [V::F; K], b: [V::F; K]) -> [V::
     a
 }
 
-/// `rows::SoftmaxRows` for 16 rows at a time.
-pub(super) struct SoftmaxColumns<'t, 'a> {
+/// `rows::SoftmaxRows` for 16 rows at a time. With `BF16` weights are rounded to bfloat16 before they are summed, so that
+/// what weighs is what is divided by.
+pub(super) struct SoftmaxColumns<'t, 'a, const BF16: bool> {
     pub(super) tile: &'t mut Tile<'a>,
     pub(super) seen: &'t [Seen],
     pub(super) scoring: Scoring,
 }
 
-impl Kernel for SoftmaxColumns<'_, '_> {
+impl<const BF16: bool> Kernel for SoftmaxColumns<'_, '_, BF16> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
@@ -139,7 +140,10 @@ impl Kernel for SoftmaxColumns<'_, '_> {
                 // The order of `SoftmaxRows`: sums of every 16th key, then their tree.
                 let mut sums = [V::splat(0.0); LANES];
                 for key in 0..BLOCK {
-                    let e = V::exp(V::sub(V::load(s.add(key * lanes)), m));
+                    let mut e = V::exp(V::sub(V::load(s.add(key * lanes)), m));
+                    if BF16 {
+                        e = round_bf16::<V>(e);
+                    }
                     V::store(s.add(key * lanes), e);
                     sums[key % LANES] = V::add(sums[key % LANES], e);
                 }
@@ -156,4 +160,15 @@ impl Kernel for SoftmaxColumns<'_, '_> {
             }
         }
     }
+}
+
+/// To the nearest bfloat16, ties away from zero.
+///
+/// # Safety
+/// That of [`Vector`]'s functions.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers")]
+unsafe fn round_bf16<V: Vector>(x: V::F) -> V::F {
+    let half_up = V::add_i(V::to_bits(x), V::splat_i(0x8000));
+    V::from_bits(V::and(half_up, V::splat_i(0xffff_0000_u32 as i32)))
 }

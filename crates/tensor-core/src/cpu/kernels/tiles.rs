@@ -1,0 +1,150 @@
+//! Products of many tokens in tiles of 16 x 16 results: blocks of packed weights written out as bfloat16, and what a
+//! processor's tile registers multiply. Only for prompts; few tokens go through `matmul.rs`.
+//!
+//! A *tile* of weights is a unit of a block in bfloat16, 16 vectors of pairs of columns, as bf16 weights are packed; one
+//! of tokens is 16 rows of 32 columns. Both are 1 KiB.
+
+use rillm_quant::FloatType;
+
+use super::matmul::{Bits, Elements, Fp4, Halves, scales};
+use super::vector::{Kernel, LANES, Vector};
+use crate::cpu::packed::{Codes, Layout, UNIT};
+
+/// Bytes of a tile.
+pub(crate) const TILE: usize = LANES * UNIT * 2;
+
+/// What an instruction set with tile registers adds to its table.
+#[derive(Debug)]
+pub(crate) struct Tiles {
+    /// Writes weights out.
+    pub expand: fn(Slab<'_>, &mut [u8]),
+    /// Multiplies them.
+    pub multiply: fn(Product<'_>),
+    /// Multiplies for attention.
+    pub strips: fn(Strips<'_>),
+}
+
+/// Units of a block that are written out.
+pub(crate) struct Slab<'a> {
+    /// The block's bytes.
+    pub block: &'a [u8],
+    /// How they lie.
+    pub layout: &'a Layout,
+    /// Which units: from where a group starts, to where one ends.
+    pub units: std::ops::Range<usize>,
+}
+
+/// Two blocks of weights times some tiles of tokens, over consecutive units.
+pub(crate) struct Product<'a> {
+    /// The first tile of tokens.
+    pub a: &'a [u8],
+    /// Bytes from one tile of tokens to the next of the same unit; units follow each other.
+    pub a_stride: usize,
+    /// The blocks, unit after unit.
+    pub b: [&'a [u8]; 2],
+    /// Units.
+    pub units: usize,
+    /// For each tile of tokens the results of both blocks, `[token][row]`.
+    pub c: &'a mut [[f32; LANES * LANES]],
+    /// Whether the results add to what is there.
+    pub resume: bool,
+}
+
+/// `c[i][j] = Σ a[i][k] b[k][j]` for rows `i` in tiles of 16, columns `j` in tiles of 16, `k` in steps of 32.
+pub(crate) struct Strips<'a> {
+    /// bfloat16, row after row.
+    pub a: &'a [u16],
+    /// Values from one row of `a` to the next.
+    pub a_row: usize,
+    /// Tiles of rows.
+    pub tiles: usize,
+    /// Tiles of pairs, all steps of a column of tiles after each other.
+    pub b: &'a [u16],
+    /// Steps.
+    pub steps: usize,
+    /// Results.
+    pub c: &'a mut [f32],
+    /// Values from one row of `c` to the next.
+    pub c_row: usize,
+    /// Tiles of columns.
+    pub columns: usize,
+    /// Whether the results add to what is there.
+    pub resume: bool,
+}
+
+/// Writes the units of `slab` to `out` as tiles.
+///
+/// Safe only as an entry of [`Kernels`](super::Kernels), which is handed out after detection.
+pub(super) fn expand<V: Vector>(slab: Slab<'_>, out: &mut [u8]) {
+    let Layout { codes, group, units, .. } = *slab.layout;
+    assert!(
+        slab.block.len() >= slab.layout.block_bytes() && slab.units.end <= units,
+        "the units are in the block"
+    );
+    assert!(slab.units.start.is_multiple_of(slab.layout.group_units()), "groups are whole");
+    assert!(out.len() >= slab.units.len() * TILE, "and fit");
+    let halves = group < UNIT;
+    match codes {
+        Codes::Float(FloatType::BF16) => {
+            let start = slab.units.start * TILE;
+            out[..slab.units.len() * TILE].copy_from_slice(&slab.block[start..][..slab.units.len() * TILE]);
+        }
+        Codes::Float(_) => unreachable!("other floats are multiplied as they are"),
+        Codes::E2M1 if halves => write::<V, Halves<Fp4>>(slab, out),
+        Codes::E2M1 => write::<V, Fp4>(slab, out),
+        Codes::Bits(6) if halves => write::<V, Halves<Bits<6>>>(slab, out),
+        Codes::Bits(2) => write::<V, Bits<2>>(slab, out),
+        Codes::Bits(3) => write::<V, Bits<3>>(slab, out),
+        Codes::Bits(4) => write::<V, Bits<4>>(slab, out),
+        Codes::Bits(5) => write::<V, Bits<5>>(slab, out),
+        Codes::Bits(6) => write::<V, Bits<6>>(slab, out),
+        Codes::Bits(_) => write::<V, Bits<8>>(slab, out),
+    }
+}
+
+fn write<V: Vector, E: Elements>(slab: Slab<'_>, out: &mut [u8]) {
+    // SAFETY: the table was handed out after detection; `expand` has checked sizes for these elements.
+    unsafe { V::call(Expand::<E> { slab, out, elements: std::marker::PhantomData }) }
+}
+
+/// The sizes of `slab.block` and `out` are those of the layout and the units.
+struct Expand<'a, E> {
+    slab: Slab<'a>,
+    out: &'a mut [u8],
+    elements: std::marker::PhantomData<E>,
+}
+
+impl<E: Elements> Kernel for Expand<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(
+        unsafe_op_in_unsafe_fn,
+        reason = "this kernel's contract: sizes are those of the layout and the units"
+    )]
+    unsafe fn run<V: Vector>(self) {
+        let (layout, units) = (self.slab.layout, self.slab.units);
+        let (meta_bytes, group_units) = (layout.meta_bytes(), layout.group_units());
+        let mut w = self.slab.block.as_ptr().add(layout.offsets(units.start).0);
+        let mut out = self.out.as_mut_ptr().cast::<f32>();
+        let mut unit = units.start;
+        while unit < units.end {
+            let scales = scales::<V, E>(w, layout);
+            w = w.add(meta_bytes);
+            for _ in 0..group_units.min(units.end - unit) {
+                for i in 0..UNIT / 4 {
+                    let half = i / (UNIT / 8);
+                    let [scale, bias] = [scales.scale[half], scales.bias[half]];
+                    let [a, b, c, d] = E::values::<V>(w, i);
+                    let pair = V::pairs_bf16(V::fma(scale, a, bias), V::fma(scale, b, bias));
+                    V::store(out, V::from_bits(pair));
+                    let pair = V::pairs_bf16(V::fma(scale, c, bias), V::fma(scale, d, bias));
+                    V::store(out.add(LANES), V::from_bits(pair));
+                    out = out.add(2 * LANES);
+                }
+                w = w.add(E::BYTES);
+                unit += 1;
+            }
+        }
+    }
+}

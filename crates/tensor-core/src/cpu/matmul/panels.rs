@@ -1,0 +1,93 @@
+//! The panels of a product: what a source makes, in the order in which the kernels read it, over the threads.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::Context;
+use crate::cpu::attention::as_floats;
+use crate::cpu::buffer::Buffer;
+use crate::cpu::kernels::matmul::MAX_TOKENS;
+use crate::cpu::kernels::panel::{Panel, Tokens};
+use crate::cpu::kernels::vector::LANES;
+use crate::cpu::packed::UNIT;
+use crate::cpu::source::Source;
+use crate::{Error, Result};
+
+/// Tokens of the panel that starts at token `start` of `t`.
+pub(super) fn tile_tokens(panel: Panel, start: usize, t: usize) -> usize {
+    let most = match panel {
+        Panel::Tiles => return LANES.min(t - start),
+        Panel::Int8 => MAX_TOKENS,
+        Panel::Bf16 | Panel::F32 => MAX_TOKENS / 2,
+    };
+    let left = (t - start).min(most);
+    1 << left.ilog2()
+}
+
+/// All panels of what `source` makes. That of the tokens from `start` is at `start * units * unit_bytes`.
+pub(super) fn build(ctx: &Context<'_>, panel: Panel, source: &Source<'_>) -> Result<Buffer> {
+    let [t, cols] = source.shape();
+    let token_bytes = cols.div_ceil(UNIT) * panel.unit_bytes();
+    // Tokens of a run, which starts where a panel starts; the last of tiles is filled up.
+    let run_tokens = if panel == Panel::Tiles { LANES } else { MAX_TOKENS };
+    let filled = if panel == Panel::Tiles { t.next_multiple_of(LANES) } else { t };
+    let mut buffer = ctx.scratch.take(token_bytes * filled)?;
+    let bytes = &mut buffer.bytes_mut()[..token_bytes * filled];
+    if t < 2 * MAX_TOKENS || bytes.is_empty() {
+        tiles(ctx, panel, source, 0, bytes)?;
+        return Ok(buffer);
+    }
+    let runs = Mutex::new(bytes.chunks_mut(token_bytes * run_tokens).enumerate());
+    let failed: Mutex<Option<Error>> = Mutex::new(None);
+    ctx.threads.run(t.div_ceil(run_tokens), &|_| {
+        let claimed = runs.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let Some((run, bytes)) = claimed else { return };
+        if let Err(error) = tiles(ctx, panel, source, run * run_tokens, bytes) {
+            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        }
+    });
+    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(buffer),
+    }
+}
+
+/// The panels of the tokens from `first` on that fill `out`. Rows that have to be made become a panel while they are
+/// in cache.
+fn tiles(
+    ctx: &Context<'_>,
+    panel: Panel,
+    source: &Source<'_>,
+    first: usize,
+    mut out: &mut [u8],
+) -> Result<()> {
+    let [t, cols] = source.shape();
+    let token_bytes = cols.div_ceil(UNIT) * panel.unit_bytes();
+    let mut start = first;
+    let mut scratch = match source {
+        Source::Rows(_) => None,
+        _ => Some(ctx.scratch.take(LANES.min(t - first) * cols * size_of::<f32>())?),
+    };
+    while !out.is_empty() {
+        let tokens = tile_tokens(panel, start, t);
+        let taken = if panel == Panel::Tiles { LANES } else { tokens };
+        let (bytes, rest) = out.split_at_mut(taken * token_bytes);
+        let rows = match (source, &mut scratch) {
+            (Source::Rows(x), _) => {
+                Tokens { data: &x.data[start * x.stride..], tokens, cols, stride: x.stride }
+            }
+            (_, Some(made)) => {
+                let made = &mut as_floats(made)[..tokens * cols];
+                for (i, row) in made.chunks_exact_mut(cols).enumerate() {
+                    source.make(&ctx.kernels.elementwise, start + i, row);
+                }
+                Tokens { data: made, tokens, cols, stride: cols }
+            }
+            (_, None) => break,
+        };
+        (ctx.kernels.panel)(panel, rows, bytes);
+        start += tokens;
+        out = rest;
+    }
+    scratch.into_iter().for_each(|b| ctx.scratch.give(b));
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! A task of a product of many tokens, through tile registers: slabs of two blocks are written out as bfloat16 and
+//! multiplied by all tokens, while slab and tokens are in cache.
+
+use super::{Context, Out, Product, Task};
+use crate::Result;
+use crate::cpu::kernels::tiles::{Product as Pair, Slab, TILE, Tiles};
+use crate::cpu::kernels::vector::LANES;
+
+/// Tokens from which writing weights out pays.
+pub(super) const FROM: usize = 16;
+/// Units of a slab. Two blocks of it stay in the first-level cache, and as many columns of a prompt in the second.
+const SLAB: usize = 8;
+/// Blocks of a task, at most: the sums of a prompt stay in the second-level cache.
+const BLOCKS: usize = 16;
+/// Bytes of the sums of a tile of tokens and a block.
+const SUMS: usize = LANES * LANES * size_of::<f32>();
+
+/// Blocks of a task, if `share` of them are a fair share.
+pub(super) fn blocks_of_task(share: usize) -> usize {
+    share.clamp(1, BLOCKS).next_multiple_of(2)
+}
+
+impl Product<'_> {
+    /// [`run`](Product::run) in tiles, for tokens `x`.
+    pub(super) fn run_tiles(
+        &self,
+        ctx: &Context<'_>,
+        tiles: &Tiles,
+        task: &Task,
+        x: &[u8],
+        out: &Out<'_>,
+    ) -> Result<()> {
+        let (part, blocks) = (&self.parts[task.part], task.blocks.clone());
+        let layout = part.layout();
+        let token_tiles = self.t.div_ceil(LANES);
+        let slab = SLAB.next_multiple_of(layout.group_units());
+        // For each pair of blocks and each tile of tokens, the sums of both.
+        let count = blocks.len().next_multiple_of(2) * token_tiles;
+        let mut scratch = ctx.scratch.take(count * SUMS + 2 * slab * TILE)?;
+        let (sums, slabs) = scratch.bytes_mut().split_at_mut(count * SUMS);
+        // SAFETY: a buffer starts at a page, and any bytes are floats.
+        let sums = unsafe {
+            std::slice::from_raw_parts_mut(sums.as_mut_ptr().cast::<[f32; LANES * LANES]>(), count)
+        };
+        let (b0, b1) = slabs.split_at_mut(slab * TILE);
+        for first in (0..layout.units).step_by(slab) {
+            let units = first..layout.units.min(first + slab);
+            for (pair, c) in sums.chunks_exact_mut(2 * token_tiles).enumerate() {
+                let block = blocks.start + 2 * pair;
+                // The last block may be alone: nobody looks at the sums of its partner.
+                let partner = (block + 1).min(blocks.end - 1);
+                (tiles.expand)(Slab { block: part.block(block), layout, units: units.clone() }, b0);
+                (tiles.expand)(Slab { block: part.block(partner), layout, units: units.clone() }, b1);
+                (tiles.multiply)(Pair {
+                    a: &x[first * TILE..],
+                    a_stride: layout.units * TILE,
+                    b: [b0, b1],
+                    units: units.len(),
+                    c,
+                    resume: first > 0,
+                });
+            }
+        }
+        // Token by token: a row of the result is written from end to end.
+        for t in 0..self.t {
+            for (i, block) in blocks.clone().enumerate() {
+                let tile = &sums[(i / 2 * token_tiles + t / LANES) * 2 + i % 2];
+                let (rows, _) = tile.as_chunks::<LANES>();
+                let n = LANES.min(part.rows() - block * LANES);
+                // SAFETY: see `multiply`.
+                unsafe { out.put([t, task.column + block * LANES], &rows[t % LANES], n) };
+            }
+        }
+        ctx.scratch.give(scratch);
+        Ok(())
+    }
+}
