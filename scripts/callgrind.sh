@@ -2,7 +2,7 @@
 # Counts the instructions of one decode step and of a prefill of 64 tokens on SmolLM2-135M, by function: figures that
 # don't depend on how busy the machine is. No measure of time: loads that miss caches count as much as adds.
 #
-# usage: scripts/callgrind.sh [MODEL]     (default: the examples' model; about 10 minutes the first time)
+# usage: scripts/callgrind.sh [MODEL]     (default: the examples' model; about 6 minutes the first time)
 #
 # Valgrind does not know AVX-512, so these are the AVX2 kernels, pinned with --kernels. Each figure is the difference of
 # two runs on one thread that differ in nothing else, so loading and the warm-up cancel out.
@@ -25,7 +25,7 @@ count() {
         --kernels avx2 --repeats 1 --cases "$2" >/dev/null
     callgrind_annotate --threshold=100 --show-percs=no --auto=no "$counts/out" |
         sed -En 's/ \[[^]]*\]$//; s/^ *([0-9,]+)  [^ :]*:(.*)$/\1 \2/p' |
-        sed -E ':a; s/^([0-9]*),/\1/; ta; s/[a-z_0-9]+:://g' >"$counts/$1"
+        sed -E ':a; s/^([0-9]*),/\1/; ta; s/::\{/ {/g; s/[a-z_0-9]+:://g' >"$counts/$1"
 }
 
 # TITLE BEFORE AFTER DIVISOR: the ten functions in which AFTER counts most more than BEFORE, and their sum.
@@ -37,7 +37,7 @@ difference() {
             for (name in sum) total += sum[name]
             printf "%14.0f 100.0 %%  all\n", total / divisor
             for (name in sum) printf "%14.0f %5.1f %%  %s\n", sum[name] / divisor, 100 * sum[name] / total, name
-        }' "$counts/$2" "$counts/$3" | sort -rn | head -11
+        }' "$counts/$2" "$counts/$3" | sort -rn | sed -n 1,11p
 }
 
 count none 16:1:1
