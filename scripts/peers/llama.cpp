@@ -51,8 +51,11 @@ struct Run {
         std::vector<llama_token> next;
         for (int row : last) {
             const float *logits = llama_get_logits_ith(context, row);
+            // In two passes, of which the compiler makes vectors.
+            float most = logits[0];
+            for (int i = 1; i < vocab; i++) most = logits[i] > most ? logits[i] : most;
             int best = 0;
-            for (int i = 1; i < vocab; i++) best = logits[i] > logits[best] ? i : best;
+            while (best + 1 < vocab && logits[best] != most) best++;
             next.push_back(best);
         }
         llama_batch_free(rows);

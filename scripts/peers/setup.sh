@@ -39,8 +39,8 @@ build_llama() {
         ninja -C "$build" "${targets[@]}"
         touch "$build/done"
     fi
-    g++ -O2 -std=c++17 "$here/llama.cpp" -I"$llama/include" -I"$llama/ggml/include" -L"$build/bin" -lllama -lggml \
-        -lggml-base -lggml-cpu -Wl,-rpath,"$build/bin" -o "$PEERS/bin/$1"
+    g++ -O3 -march=native -ffast-math -std=c++17 "$here/llama.cpp" -I"$llama/include" -I"$llama/ggml/include" \
+        -L"$build/bin" -lllama -lggml -lggml-base -lggml-cpu -Wl,-rpath,"$build/bin" -o "$PEERS/bin/$1"
 }
 build_llama llama
 # With AMX its other repacked kernels are not used: without it some cases may be faster.
