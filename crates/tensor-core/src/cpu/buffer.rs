@@ -1,6 +1,9 @@
-//! Bytes at page boundaries, on huge pages where the system has them. Not a tensor: no shape, no element type.
+//! Bytes on huge pages where the system has them: buffers of their own, and pieces of an arena. Not a tensor: no shape,
+//! no element type.
 
-use memmap2::MmapMut;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use memmap2::{MmapMut, MmapRaw};
 
 use crate::{Error, Result};
 
@@ -32,5 +35,73 @@ impl Buffer {
     /// The bytes, to be written.
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.0
+    }
+}
+
+/// Bytes of a huge page.
+const HUGE: usize = 2 << 20;
+/// Bytes that an arena takes from the system at a time, unless one piece is larger. Untouched, they cost nothing.
+const CHUNK: usize = 64 << 20;
+/// Alignment of a piece: two cache lines, which are fetched together.
+const ALIGN: usize = 128;
+
+/// Memory for what stays: pieces follow each other without gaps, so that matrices of any size share huge pages.
+/// A chunk goes back to the system with the last of its pieces.
+#[derive(Debug, Default)]
+pub(crate) struct Arena(Mutex<Option<Chunk>>);
+
+/// A stretch of memory, used up to `used`.
+#[derive(Debug)]
+struct Chunk {
+    map: Arc<MmapRaw>,
+    used: usize,
+}
+
+/// Bytes of an arena that nobody else has.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    map: Arc<MmapRaw>,
+    start: usize,
+    len: usize,
+}
+
+impl Arena {
+    /// `len` zeros, for `what`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn take(&self, len: usize, what: &'static str) -> Result<Piece> {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let chunk = match open.take().filter(|c| c.map.len() - c.used >= len) {
+            Some(chunk) => chunk,
+            None => {
+                let error = |_| Error::OutOfMemory { what, bytes: len };
+                let bytes = len.saturating_add(HUGE).max(CHUNK);
+                let map: MmapRaw = MmapMut::map_anon(bytes).map_err(error)?.into();
+                #[cfg(target_os = "linux")]
+                let _ = map.advise(memmap2::Advice::HugePage);
+                let used = map.as_mut_ptr().align_offset(HUGE).min(HUGE);
+                Chunk { map: Arc::new(map), used }
+            }
+        };
+        let piece = Piece { map: Arc::clone(&chunk.map), start: chunk.used, len };
+        let used = (chunk.used + len).next_multiple_of(ALIGN).min(chunk.map.len());
+        *open = Some(Chunk { used, ..chunk });
+        Ok(piece)
+    }
+}
+
+impl Piece {
+    /// The bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: `take` gave this piece `len` bytes of the mapping from `start` on, initialised to zeros, and gives
+        // them to no other; the mapping lives as long as the piece.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(self.start), self.len) }
+    }
+
+    /// The bytes, to be written.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`; the piece is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().add(self.start), self.len) }
     }
 }

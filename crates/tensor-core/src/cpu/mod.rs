@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rillm_quant::RawTensor;
 
 use self::attention::SpanView;
+use self::buffer::Arena;
 use self::kernels::Kernels;
 use self::matmul::{Context, Epilogue, Residual, Scratch};
 use self::packed::Packed;
@@ -50,6 +51,7 @@ struct Inner {
     threads: Threads,
     precision: Precision,
     scratch: Scratch,
+    weights: Arena,
     pool: Arc<Pool>,
     angles: Angles,
 }
@@ -99,6 +101,7 @@ impl CpuBuilder {
             threads: Threads::new(self.threads.unwrap_or_else(threads::default_threads))?,
             precision: self.precision,
             scratch: Scratch::default(),
+            weights: Arena::default(),
             pool: Arc::default(),
             angles: Angles::default(),
         })))
@@ -303,7 +306,7 @@ impl Backend for Cpu {
         {
             return Ok(CpuWeight(Stored::Vector(vector.decode()?)));
         }
-        let pack = |raw| Packed::new(raw, self.0.kernels, &self.0.threads);
+        let pack = |raw| Packed::new(raw, &self.0.weights, self.0.kernels, &self.0.threads);
         let packed = parts.iter().map(pack).collect::<Result<Vec<_>>>()?;
         let want = dims(&packed);
         match packed.iter().find(|m| m.cols() != want[1]) {

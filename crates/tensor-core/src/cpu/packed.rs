@@ -25,7 +25,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use half::{bf16, f16};
 use rillm_quant::{E2M1, FloatType, Format, RawTensor};
 
-use super::buffer::Buffer;
+use super::buffer::{Arena, Piece};
 use super::kernels::Kernels;
 use super::kernels::vector::LANES;
 use super::threads::Threads;
@@ -187,15 +187,20 @@ pub(crate) struct Packed {
     layout: Layout,
     rows: usize,
     cols: usize,
-    data: Buffer,
+    data: Piece,
 }
 
 impl Packed {
-    /// Packs `raw`, all its dimensions but the last taken as rows, blocks in parallel.
+    /// Packs `raw` into `memory`, all its dimensions but the last taken as rows, blocks in parallel.
     ///
     /// # Errors
     /// [`Error::UnsupportedFormat`], [`Error::OutOfMemory`], [`Error::Quant`] for fields that do not fit.
-    pub(crate) fn new(raw: &RawTensor<'_>, kernels: &Kernels, threads: &Threads) -> Result<Self> {
+    pub(crate) fn new(
+        raw: &RawTensor<'_>,
+        memory: &Arena,
+        kernels: &Kernels,
+        threads: &Threads,
+    ) -> Result<Self> {
         let (rows, cols) = (raw.rows(), raw.cols());
         // What the fields claim must be there before memory is taken for it.
         let stored = raw.codes.len().saturating_add(raw.scales.len());
@@ -216,7 +221,7 @@ impl Packed {
         };
         let block_bytes = layout.block_bytes();
         let blocks = rows.div_ceil(LANES);
-        let mut data = Buffer::zeroed(blocks * block_bytes, "packed weights")?;
+        let mut data = memory.take(blocks * block_bytes, "packed weights")?;
         if block_bytes > 0 {
             let bytes = &mut data.bytes_mut()[..blocks * block_bytes];
             pack(bytes, block_bytes, threads, &|block, bytes| {

@@ -5,6 +5,7 @@ use rillm_quant::{FloatType, Format};
 
 use super::tiled;
 use super::{Context, Epilogue, Precision, Residual, Scratch, linear};
+use crate::cpu::buffer::Arena;
 use crate::cpu::kernels::{Kernels, available, best, by_name};
 use crate::cpu::packed::Packed;
 use crate::cpu::packed::tests::{Noise, formats, random};
@@ -30,7 +31,7 @@ impl Case {
         for (i, format) in formats.iter().enumerate() {
             let raw = random(*format, rows + i, cols, 5 + i as u64);
             weights.extend(raw.decode().unwrap().chunks(cols).map(<[f32]>::to_vec));
-            parts.push(Packed::new(&raw, best(), &threads).unwrap());
+            parts.push(Packed::new(&raw, &Arena::default(), best(), &threads).unwrap());
         }
         let mut noise = Noise(9);
         let bias = weights.iter().map(|_| noise.float()).collect();

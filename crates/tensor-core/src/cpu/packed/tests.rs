@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use rillm_quant::{FloatType, Format, RawTensor};
 
 use super::Packed;
+use crate::cpu::buffer::Arena;
 use crate::cpu::kernels::{Kernels, available, best};
 use crate::cpu::threads::Threads;
 
@@ -107,7 +108,7 @@ fn rows_of_every_format_are_decoded_exactly() {
             let cols = format.group() * groups * if format.group() == 1 { 23 } else { 1 };
             let raw = random(format, rows, cols, rows as u64);
             for kernels in available() {
-                let packed = Packed::new(&raw, kernels, &threads).unwrap();
+                let packed = Packed::new(&raw, &Arena::default(), kernels, &threads).unwrap();
                 assert_eq!([packed.rows(), packed.cols()], [rows, cols]);
                 check_rows(&packed, &raw, kernels);
             }
@@ -130,7 +131,7 @@ fn packed_size_is_near_the_stored_size() {
     let threads = Threads::new(1).unwrap();
     for format in formats() {
         let cols = 512;
-        let packed = Packed::new(&random(format, 32, cols, 1), best(), &threads).unwrap();
+        let packed = Packed::new(&random(format, 32, cols, 1), &Arena::default(), best(), &threads).unwrap();
         let stored: usize = format.row_bytes(cols).unwrap().iter().sum::<usize>() * 32;
         let most = match format {
             // Scales are kept as f32 (16 bits a value where the format has 4.5 to 6.6), or widened by one byte.
@@ -153,7 +154,7 @@ fn extremes_of_mxfp8_keep_their_values() {
         [Cow::Owned((0..32).collect()), Cow::Owned(vec![0]), Cow::Owned(vec![])],
     )
     .unwrap();
-    let packed = Packed::new(&raw, best(), &Threads::new(1).unwrap()).unwrap();
+    let packed = Packed::new(&raw, &Arena::default(), best(), &Threads::new(1).unwrap()).unwrap();
     let mut got = vec![0.0; 32];
     packed.row(0, &mut got);
     assert_eq!(got, raw.decode().unwrap());
@@ -163,8 +164,8 @@ fn extremes_of_mxfp8_keep_their_values() {
 fn fields_that_do_not_fit_are_an_error() {
     let mut raw = random(Format::Q4_0, 4, 64, 1);
     raw.shape = vec![1 << 40, 64];
-    assert!(Packed::new(&raw, best(), &Threads::new(1).unwrap()).is_err());
+    assert!(Packed::new(&raw, &Arena::default(), best(), &Threads::new(1).unwrap()).is_err());
     let mut raw = random(Format::Affine { bits: 4, group: 32, meta: FloatType::F16 }, 4, 64, 1);
     raw.biases = Cow::Borrowed(&[]);
-    assert!(Packed::new(&raw, best(), &Threads::new(1).unwrap()).is_err());
+    assert!(Packed::new(&raw, &Arena::default(), best(), &Threads::new(1).unwrap()).is_err());
 }
