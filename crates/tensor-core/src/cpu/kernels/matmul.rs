@@ -78,6 +78,9 @@ unsafe fn plane<V: Vector>(w: *const u8, bits: usize, i: usize, to: usize) -> V:
     let word = V::load_i(w.add(i / per_word * 64));
     let mask = i32::from_ne_bytes([(((1u32 << bits) - 1) << to) as u8; 4]);
     let at = bits * (i % per_word);
+    if to == 0 && at > 0 && at + bits == 8 {
+        return V::shr_u8(word, at as u32);
+    }
     let moved = if at > to {
         V::shr(word, (at - to) as u32)
     } else if at < to {
@@ -301,12 +304,12 @@ unsafe fn unit<V: Vector, Q: Quants, const T: usize>(
     acc: &mut [V::F; T],
     part: &mut [V::F; T],
 ) {
+    for line in 0..Q::BYTES / 64 {
+        V::prefetch(w.wrapping_add(AHEAD + line * 64));
+    }
     let mut quads = [V::splat_i(0); QUADS];
     for (i, quad) in quads.iter_mut().enumerate() {
         *quad = Q::quad::<V>(w, i);
-    }
-    for line in 0..Q::BYTES / 64 {
-        V::prefetch(w.wrapping_add(AHEAD + line * 64));
     }
     let floats = x.add(T * UNIT).cast::<f32>();
     for t in 0..T {
@@ -334,9 +337,9 @@ unsafe fn unit<V: Vector, Q: Quants, const T: usize>(
 #[expect(unsafe_op_in_unsafe_fn, reason = "Int8's contract, handed on")]
 unsafe fn dot<V: Vector, Q: Quants>(quads: &[V::I], x: *const u8) -> V::I {
     let mut dot = V::splat_i(0);
-    for (i, quad) in quads.iter().enumerate() {
-        let q = V::splat_i(x.add(i * 4).cast::<i32>().read_unaligned());
-        dot = if Q::SMALL { V::dot_u7(dot, *quad, q) } else { V::dot_u8(dot, *quad, q) };
+    for (i, quads) in quads.as_chunks().0.iter().enumerate() {
+        let x = x.add(i * 16);
+        dot = if Q::SMALL { V::dots_u7(dot, quads, x) } else { V::dots_u8(dot, quads, x) };
     }
     dot
 }

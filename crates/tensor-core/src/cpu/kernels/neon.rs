@@ -215,6 +215,32 @@ impl<const DOT: u8> Vector for Neon<DOT> {
         ]
     }
     #[inline(always)]
+    unsafe fn dots_u8(acc: I, w: &[I; 4], x: *const u8) -> I {
+        let x = load_s32(x);
+        let acc = if DOT >= I8MM { acc } else { Self::add_i(acc, [times_128(x); 4]) };
+        [
+            dots_any::<DOT>(acc[0], register(w, 0), x),
+            dots_any::<DOT>(acc[1], register(w, 1), x),
+            dots_any::<DOT>(acc[2], register(w, 2), x),
+            dots_any::<DOT>(acc[3], register(w, 3), x),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn dots_u7(acc: I, w: &[I; 4], x: *const u8) -> I {
+        let x = load_s32(x);
+        [
+            dots_small::<DOT>(acc[0], register(w, 0), x),
+            dots_small::<DOT>(acc[1], register(w, 1), x),
+            dots_small::<DOT>(acc[2], register(w, 2), x),
+            dots_small::<DOT>(acc[3], register(w, 3), x),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn shr_u8(a: I, n: u32) -> I {
+        let n = vdupq_n_s8(-(n as i8));
+        [shift_bytes(a[0], n), shift_bytes(a[1], n), shift_bytes(a[2], n), shift_bytes(a[3], n)]
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly));
     }
@@ -233,6 +259,19 @@ unsafe fn sdot(mut acc: int32x4_t, w: int32x4_t, x: int32x4_t) -> int32x4_t {
     acc
 }
 
+/// [`sdot`] with the same four bytes of `x` for each lane.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
+unsafe fn sdot_lane<const LANE: u8>(mut acc: int32x4_t, w: int32x4_t, x: int32x4_t) -> int32x4_t {
+    asm!(
+        ".arch_extension dotprod",
+        "sdot {acc:v}.4s, {w:v}.16b, {x:v}.4b[{lane}]",
+        acc = inout(vreg) acc, w = in(vreg) w, x = in(vreg) x, lane = const LANE,
+        options(pure, nomem, nostack, preserves_flags)
+    );
+    acc
+}
+
 /// Four lanes of `acc` plus products of unsigned bytes of `w` and signed bytes of `x`; i8mm.
 #[inline(always)]
 #[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
@@ -241,6 +280,19 @@ unsafe fn usdot(mut acc: int32x4_t, w: int32x4_t, x: int32x4_t) -> int32x4_t {
         ".arch_extension i8mm",
         "usdot {acc:v}.4s, {w:v}.16b, {x:v}.16b",
         acc = inout(vreg) acc, w = in(vreg) w, x = in(vreg) x,
+        options(pure, nomem, nostack, preserves_flags)
+    );
+    acc
+}
+
+/// [`usdot`] with the same four bytes of `x` for each lane.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
+unsafe fn usdot_lane<const LANE: u8>(mut acc: int32x4_t, w: int32x4_t, x: int32x4_t) -> int32x4_t {
+    asm!(
+        ".arch_extension i8mm",
+        "usdot {acc:v}.4s, {w:v}.16b, {x:v}.4b[{lane}]",
+        acc = inout(vreg) acc, w = in(vreg) w, x = in(vreg) x, lane = const LANE,
         options(pure, nomem, nostack, preserves_flags)
     );
     acc
@@ -264,10 +316,92 @@ unsafe fn dot_any<const DOT: u8>(acc: int32x4_t, w: int32x4_t, x: int32x4_t) -> 
     if DOT >= I8MM {
         return usdot(acc, w, x);
     }
-    // `w - 128` is a signed byte, and `w x = (w - 128) x + 64 x + 64 x`.
-    let signed = veorq_s32(w, vdupq_n_s32(0x8080_8080_u32 as i32));
+    // `w x = (w - 128) x + 64 x + 64 x`.
     let half = vdupq_n_s32(0x4040_4040);
-    dot_small::<DOT>(dot_small::<DOT>(dot_small::<DOT>(acc, signed, x), half, x), half, x)
+    dot_small::<DOT>(dot_small::<DOT>(dot_small::<DOT>(acc, less_128(w), x), half, x), half, x)
+}
+
+/// Register `i` of each vector.
+#[inline(always)]
+fn register(w: &[I; 4], i: usize) -> [int32x4_t; 4] {
+    [w[0][i], w[1][i], w[2][i], w[3][i]]
+}
+
+/// `acc` plus, in each lane, the dot products of its bytes in each `w` and four bytes of `x`: the first four for
+/// `w[0]` and so on. The bytes of `w` are less than 128.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
+unsafe fn dots_small<const DOT: u8>(acc: int32x4_t, w: [int32x4_t; 4], x: int32x4_t) -> int32x4_t {
+    if DOT >= DOTPROD {
+        let acc = sdot_lane::<1>(sdot_lane::<0>(acc, w[0], x), w[1], x);
+        return sdot_lane::<3>(sdot_lane::<2>(acc, w[2], x), w[3], x);
+    }
+    let x = quads(x);
+    let w = [bytes(w[0]), bytes(w[1]), bytes(w[2]), bytes(w[3])];
+    // Two products, at most `2 * 127 * 128`, fit 16 bits.
+    let low = vmull_s8(vget_low_s8(w[0]), vget_low_s8(x[0]));
+    let low = vmlal_s8(low, vget_low_s8(w[1]), vget_low_s8(x[1]));
+    let high = vmlal_high_s8(vmull_high_s8(w[0], x[0]), w[1], x[1]);
+    let sums = [vpaddlq_s16(low), vpaddlq_s16(high)];
+    let low = vmull_s8(vget_low_s8(w[2]), vget_low_s8(x[2]));
+    let low = vmlal_s8(low, vget_low_s8(w[3]), vget_low_s8(x[3]));
+    let high = vmlal_high_s8(vmull_high_s8(w[2], x[2]), w[3], x[3]);
+    vaddq_s32(acc, vpaddq_s32(vpadalq_s16(sums[0], low), vpadalq_s16(sums[1], high)))
+}
+
+/// [`dots_small`] for any bytes of `w`. Without i8mm, [`times_128`] of `x` is missing.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
+unsafe fn dots_any<const DOT: u8>(acc: int32x4_t, w: [int32x4_t; 4], x: int32x4_t) -> int32x4_t {
+    if DOT >= I8MM {
+        let acc = usdot_lane::<1>(usdot_lane::<0>(acc, w[0], x), w[1], x);
+        return usdot_lane::<3>(usdot_lane::<2>(acc, w[2], x), w[3], x);
+    }
+    let w = [less_128(w[0]), less_128(w[1]), less_128(w[2]), less_128(w[3])];
+    if DOT >= DOTPROD {
+        return dots_small::<DOT>(acc, w, x);
+    }
+    let x = quads(x);
+    let mut sums = [vdupq_n_s32(0); 2];
+    for i in 0..4 {
+        let w = bytes(w[i]);
+        // Two products may not fit 16 bits.
+        sums[0] = vpadalq_s16(sums[0], vmull_s8(vget_low_s8(w), vget_low_s8(x[i])));
+        sums[1] = vpadalq_s16(sums[1], vmull_high_s8(w, x[i]));
+    }
+    vaddq_s32(acc, vpaddq_s32(sums[0], sums[1]))
+}
+
+/// `w - 128`, which fits a signed byte.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
+unsafe fn less_128(w: int32x4_t) -> int32x4_t {
+    veorq_s32(w, vdupq_n_s32(0x8080_8080_u32 as i32))
+}
+
+/// 128 times the sum of the bytes of `x`, in each lane: what [`less_128`] takes away from a dot product.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
+unsafe fn times_128(x: int32x4_t) -> int32x4_t {
+    vdupq_n_s32(i32::from(vaddlvq_s8(bytes(x))) * 128)
+}
+
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
+unsafe fn bytes(x: int32x4_t) -> int8x16_t {
+    vreinterpretq_s8_s32(x)
+}
+
+/// Each lane of `x` in all lanes.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
+unsafe fn quads(x: int32x4_t) -> [int8x16_t; 4] {
+    [
+        bytes(vdupq_laneq_s32::<0>(x)),
+        bytes(vdupq_laneq_s32::<1>(x)),
+        bytes(vdupq_laneq_s32::<2>(x)),
+        bytes(vdupq_laneq_s32::<3>(x)),
+    ]
 }
 
 #[inline(always)]
@@ -281,6 +415,13 @@ unsafe fn load_s32(p: *const u8) -> int32x4_t {
 #[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
 unsafe fn shift(a: int32x4_t, n: int32x4_t) -> int32x4_t {
     vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), n))
+}
+
+/// [`shift`] of bytes.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
+unsafe fn shift_bytes(a: int32x4_t, n: int8x16_t) -> int32x4_t {
+    vreinterpretq_s32_u8(vshlq_u8(vreinterpretq_u8_s32(a), n))
 }
 
 #[inline(always)]

@@ -92,6 +92,37 @@ pub(crate) trait Vector: Copy + 'static {
     /// [`dot_u8`](Self::dot_u8) for bytes of `w` that are less than 128.
     unsafe fn dot_u7(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
 
+    /// [`dot_u8`](Self::dot_u8) of each `w` in turn and four bytes at `x`, `x + 4`, ..., the same in all lanes.
+    #[inline(always)]
+    unsafe fn dots_u8(acc: Self::I, w: &[Self::I; 4], x: *const u8) -> Self::I {
+        let mut acc = acc;
+        for (i, w) in w.iter().enumerate() {
+            // SAFETY: this function's own contract, of 16 bytes at `x`.
+            acc =
+                unsafe { Self::dot_u8(acc, *w, Self::splat_i(x.add(4 * i).cast::<i32>().read_unaligned())) };
+        }
+        acc
+    }
+
+    /// [`dots_u8`](Self::dots_u8) for bytes of `w` that are less than 128.
+    #[inline(always)]
+    unsafe fn dots_u7(acc: Self::I, w: &[Self::I; 4], x: *const u8) -> Self::I {
+        let mut acc = acc;
+        for (i, w) in w.iter().enumerate() {
+            // SAFETY: this function's own contract, of 16 bytes at `x`.
+            acc =
+                unsafe { Self::dot_u7(acc, *w, Self::splat_i(x.add(4 * i).cast::<i32>().read_unaligned())) };
+        }
+        acc
+    }
+
+    /// Each byte `>> n`, `n < 8`, meant for constants.
+    #[inline(always)]
+    unsafe fn shr_u8(a: Self::I, n: u32) -> Self::I {
+        // SAFETY: this function's own contract.
+        unsafe { Self::and(Self::shr(a, n), Self::splat_i(i32::from_ne_bytes([0xff >> n; 4]))) }
+    }
+
     /// Asks for the cache line of `p`, which need not be valid.
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}

@@ -209,10 +209,14 @@ impl Kernel for Integers<'_> {
                 V::lookup(&table, low),
                 V::dot_u8(c, a, b),
                 V::dot_u7(c, small, b),
+                V::dots_u8(c, &[a, b, c, low], self.0[1].as_ptr()),
+                V::dots_u7(c, &[small, low, V::and(b, V::splat_i(0x7f7f_7f7f)), small], self.0[2].as_ptr()),
+                V::shr_u8(a, 4),
+                V::shr_u8(b, 7),
                 V::to_bits(V::from_i32(a)),
                 V::round(V::from_i32(V::shr(a, 1))),
             ];
-            for x in &results[..12] {
+            for x in &results[..16] {
                 V::store(lanes.as_mut_ptr(), V::from_bits(*x));
                 out.extend(lanes.map(f32::to_bits));
             }
