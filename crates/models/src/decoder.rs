@@ -89,17 +89,20 @@ impl<B: Backend> Decoder<B> {
     /// Missing or misshapen parameters, or the backend's refusal.
     pub fn load(w: &Weights<'_, B>, spec: DecoderSpec) -> Result<Self> {
         let (m, d) = (w.at("model"), spec.dim);
+        // The largest first: while a matrix is packed it is in memory as stored, too.
+        let embed = Embedding::load(&m.at("embed_tokens"), spec.vocab, d)?;
+        let head = if spec.tied { None } else { Some(w.linear("lm_head", spec.vocab, d)?) };
         let blocks = spec.layers.iter().enumerate();
         let blocks = blocks.map(|(i, l)| Block::load(&m.at("layers").at(i), d, l)).collect::<Result<_>>()?;
         Ok(Self {
-            embed: Embedding::load(&m.at("embed_tokens"), spec.vocab, d)?,
+            embed,
             positions: match spec.learned_positions {
                 Some(n) => Some(Embedding::load(&m.at("embed_positions"), n, d)?),
                 None => None,
             },
             blocks,
             norm: m.norm("norm", d, spec.norm)?,
-            head: if spec.tied { None } else { Some(w.linear("lm_head", spec.vocab, d)?) },
+            head,
             spec,
         })
     }

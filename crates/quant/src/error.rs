@@ -70,7 +70,7 @@ pub enum Error {
     Unsupported {
         /// The format.
         format: String,
-        /// `"encoder"`, `"integer codes"` or `"scales of 16 bits"`.
+        /// `"encoder"`, `"integer codes"`, `"scales of 16 bits"` or `"sub-scales"`.
         what: &'static str,
     },
 }

@@ -169,19 +169,12 @@ fn sixes(block: &[u8; 210], out: &mut [u8; 256]) {
 fn block_scales(format: Format, block: &[u8], scales: &mut [f32], biases: &mut [f32]) {
     let half_at = |i: usize| f16::from_le_bytes([block[i], block[i + 1]]).to_f32();
     match format {
-        Format::Q4K | Format::Q5K => {
-            let (d, min) = (half_at(0), half_at(2));
-            for (j, (scale, bias)) in scales.iter_mut().zip(biases).enumerate() {
-                let (s, m) = six_bit_pair(&block[4..16], j);
-                *scale = d * f32::from(s);
-                *bias = -(min * f32::from(m));
-            }
-        }
-        Format::Q6K => {
-            let d = half_at(208);
-            for ((scale, bias), s) in scales.iter_mut().zip(biases).zip(&block[192..208]) {
-                *scale = d * f32::from(*s as i8);
-                *bias = *scale * -32.0;
+        Format::Q4K | Format::Q5K | Format::Q6K => {
+            let SubScales { d, min, scales: s, mins } = sub_scales(format, block);
+            let (d, min) = (f16::from_bits(d).to_f32(), f16::from_bits(min).to_f32());
+            for (i, (scale, bias)) in scales.iter_mut().zip(biases).enumerate() {
+                *scale = d * f32::from(s[i]);
+                *bias = if format == Format::Q6K { *scale * -32.0 } else { -(min * f32::from(mins[i])) };
             }
         }
         _ => {
@@ -195,6 +188,44 @@ fn block_scales(format: Format, block: &[u8], scales: &mut [f32], biases: &mut [
             };
         }
     }
+}
+
+/// The scales of a K-quant's super-block of 256 values as stored: the groups' own integers under common f16 factors.
+///
+/// A group's scale is `d * scales[g]`; its bias is `-(min * mins[g])`, or in Q6_K, which has neither `min` nor
+/// `mins`, -32 times the scale.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SubScales {
+    /// Bits of an f16.
+    pub d: u16,
+    /// Bits of an f16.
+    pub min: u16,
+    /// Of each of the 16 groups of Q6_K, of the 8 groups of the others.
+    pub scales: [i8; 16],
+    /// Of each of the 8 groups.
+    pub mins: [u8; 8],
+}
+
+/// The scales of a block of a K-quant.
+fn sub_scales(format: Format, block: &[u8]) -> SubScales {
+    let bits_at = |i: usize| u16::from_le_bytes([block[i], block[i + 1]]);
+    let mut out = SubScales::default();
+    if format == Format::Q6K {
+        out.d = bits_at(208);
+        out.scales.iter_mut().zip(&block[192..208]).for_each(|(scale, byte)| *scale = *byte as i8);
+    } else {
+        (out.d, out.min) = (bits_at(0), bits_at(2));
+        let pairs = (0..8).map(|j| six_bit_pair(&block[4..16], j));
+        for ((scale, min), (s, m)) in out.scales.iter_mut().zip(&mut out.mins).zip(pairs) {
+            (*scale, *min) = (s as i8, m);
+        }
+    }
+    out
+}
+
+/// The scales of each super-block of a row of K-quants.
+pub(crate) fn sub_scales_of(format: Format, bytes: &[u8]) -> impl Iterator<Item = SubScales> {
+    bytes.chunks_exact(format.group_bytes()[0]).map(move |block| sub_scales(format, block))
 }
 
 /// Scale and minimum `j` of eight in 12 bytes: the first four of each whole in bytes 0..4 and 4..8; of the

@@ -18,5 +18,6 @@ mod row;
 pub use codec::encode;
 pub use error::{Error, Result};
 pub use format::{FloatType, Format, RawTensor};
+pub use ggml::SubScales;
 pub use microscaling::{E2M1, e4m3_to_f32, e8m0_to_f32};
 pub use row::RawRow;

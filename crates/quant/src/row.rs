@@ -4,7 +4,8 @@
 use std::ops::Range;
 
 use crate::affine::{self, Affine};
-use crate::{Error, Format, Result, bitstream, float, ggml, microscaling};
+use crate::ggml::{self, SubScales};
+use crate::{Error, Format, Result, bitstream, float, microscaling};
 
 /// A row of a tensor, or a run of its columns, as stored.
 #[derive(Clone, Copy, Debug)]
@@ -131,6 +132,17 @@ impl<'a> RawRow<'a> {
             }
             _ if ggml::scale_bits(self.format, self.codes, scales, biases) => Ok(()),
             _ => Err(self.no("scales of 16 bits")),
+        }
+    }
+
+    /// The scales of each super-block of a K-quant.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for other formats.
+    pub fn sub_scales(&self) -> Result<impl Iterator<Item = SubScales>> {
+        match self.format {
+            Format::Q4K | Format::Q5K | Format::Q6K => Ok(ggml::sub_scales_of(self.format, self.codes)),
+            _ => Err(self.no("sub-scales")),
         }
     }
 

@@ -10,6 +10,15 @@
 //! [plane] [plane]                              the unit's codes, their low bits first
 //! ```
 //!
+//! Under K-quants' super-scales what starts a group's units stands in front of the 8 units that share these:
+//!
+//! ```text
+//! [f16 d] [f16 min]                            of 16 rows; `min` and what belongs to it unless the zero point is
+//!                                              constant
+//! [scales] .. [mins] ..                        vectors with a group's byte in each byte of a row's 32-bit lane:
+//!                                              scales plus 128, mins as they are
+//! ```
+//!
 //! A *quad* is the codes of 4 consecutive columns, one in each byte of a row's 32-bit lane; a unit has 8. A plane of
 //! `b` bits is `b` vectors of 64 bytes; vector `v` holds the quads `v * 8 / b ..`, the first in the lowest bits of
 //! every byte, so that a shift and a mask give the quad. Plain values have no groups: f32 and f16 are 32 vectors of one
@@ -82,13 +91,28 @@ impl Codes {
     }
 }
 
+/// Units that share a super-scale.
+pub(crate) const SUPER_UNITS: usize = 8;
+
+/// What is added to the sub-scales of [`Meta::Super`] to make them unsigned.
+pub(crate) const SUB_SCALE_OFFSET: f32 = 128.0;
+
+/// How the scales and biases of groups are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Meta {
+    /// As floats.
+    Float(FloatType),
+    /// As bytes under f16 super-scales, one for [`SUPER_UNITS`] units.
+    Super,
+}
+
 /// What the kernels must know of a packed matrix.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Layout {
     /// Elements.
     pub codes: Codes,
-    /// Type of scales and biases.
-    pub meta: FloatType,
+    /// Scales and biases.
+    pub meta: Meta,
     /// Columns of a group: 16, 32, 64 or 128.
     pub group: usize,
     /// The code that means zero, in place of biases.
@@ -105,9 +129,15 @@ impl Layout {
         !matches!(self.codes, Codes::Float(_))
     }
 
-    /// Units that share their scales.
+    /// Units whose scales are stored together.
     pub(crate) const fn group_units(&self) -> usize {
-        if self.group <= UNIT { 1 } else { self.group / UNIT }
+        if matches!(self.meta, Meta::Super) {
+            SUPER_UNITS
+        } else if self.group <= UNIT {
+            1
+        } else {
+            self.group / UNIT
+        }
     }
 
     /// Groups of a unit.
@@ -121,7 +151,10 @@ impl Layout {
             return 0;
         }
         let vectors = if self.zero.is_some() { 1 } else { 2 };
-        self.groups_in_unit() * vectors * LANES * self.meta.bytes()
+        match self.meta {
+            Meta::Float(t) => self.groups_in_unit() * vectors * LANES * t.bytes(),
+            Meta::Super => vectors * LANES * (2 + SUPER_UNITS * self.groups_in_unit()),
+        }
     }
 
     /// Bytes of `units` units that start with a group.
@@ -143,19 +176,21 @@ impl Layout {
 
     /// The layout for `raw`.
     fn of(raw: &RawTensor<'_>) -> Result<Self> {
+        use FloatType::{BF16, F16};
+        use Meta::{Float, Super};
         let (codes, meta, zero) = match raw.format {
-            Format::Float(t) => (Codes::Float(t), t, None),
-            Format::Affine { bits, meta, .. } => (Codes::Bits(bits), meta, None),
-            Format::MxFp4 | Format::NvFp4 => (Codes::E2M1, FloatType::BF16, Some(E2M1_OFFSET)),
-            Format::MxFp8 => (Codes::Float(mxfp8_type(raw)?), FloatType::BF16, None),
-            Format::Q4_0 => (Codes::Bits(4), FloatType::F16, Some(8.0)),
-            Format::Q4_1 => (Codes::Bits(4), FloatType::F16, None),
-            Format::Q5_0 => (Codes::Bits(5), FloatType::F16, Some(16.0)),
-            Format::Q5_1 => (Codes::Bits(5), FloatType::F16, None),
-            Format::Q8_0 => (Codes::Bits(8), FloatType::F16, Some(128.0)),
-            Format::Q4K => (Codes::Bits(4), FloatType::F32, None),
-            Format::Q5K => (Codes::Bits(5), FloatType::F32, None),
-            Format::Q6K => (Codes::Bits(6), FloatType::F32, Some(32.0)),
+            Format::Float(t) => (Codes::Float(t), Float(t), None),
+            Format::Affine { bits, meta, .. } => (Codes::Bits(bits), Float(meta), None),
+            Format::MxFp4 | Format::NvFp4 => (Codes::E2M1, Float(BF16), Some(E2M1_OFFSET)),
+            Format::MxFp8 => (Codes::Float(mxfp8_type(raw)?), Float(BF16), None),
+            Format::Q4_0 => (Codes::Bits(4), Float(F16), Some(8.0)),
+            Format::Q4_1 => (Codes::Bits(4), Float(F16), None),
+            Format::Q5_0 => (Codes::Bits(5), Float(F16), Some(16.0)),
+            Format::Q5_1 => (Codes::Bits(5), Float(F16), None),
+            Format::Q8_0 => (Codes::Bits(8), Float(F16), Some(128.0)),
+            Format::Q4K => (Codes::Bits(4), Super, None),
+            Format::Q5K => (Codes::Bits(5), Super, None),
+            Format::Q6K => (Codes::Bits(6), Super, Some(32.0)),
             format => return Err(Error::UnsupportedFormat { op: "pack", format }),
         };
         let group = raw.format.meta_group();
@@ -275,30 +310,45 @@ impl Packed {
                     if codes == Codes::E2M1 {
                         quants = quants.map(|q| E2M1_TABLE[usize::from(q)]);
                     }
-                    self.scale_unit(&bytes[meta..], row % LANES, &quants, out);
+                    self.scale_unit(&bytes[meta..], [unit, row % LANES], &quants, out);
                 }
             }
         }
     }
 
-    /// Values of the codes of a unit of row `lane`, whose group's scales start `meta`.
-    fn scale_unit(&self, meta: &[u8], lane: usize, codes: &[u8; UNIT], out: &mut [f32]) {
+    /// Values of the codes of unit `unit` of row `lane`, whose scales start `meta`.
+    fn scale_unit(&self, meta: &[u8], [unit, lane]: [usize; 2], codes: &[u8; UNIT], out: &mut [f32]) {
         let layout = &self.layout;
         let group = layout.group.min(UNIT);
-        let width = LANES * layout.meta.bytes();
-        let vectors = if layout.zero.is_some() { 1 } else { 2 };
         for (g, (codes, out)) in codes.chunks(group).zip(out.chunks_mut(group)).enumerate() {
-            let at = |v: usize| load(layout.meta, &meta[(g * vectors + v) * width..], lane);
-            let scale = at(0) * layout.factor;
-            let (zero, bias) = match layout.zero {
-                Some(zero) => (zero, None),
-                None => (0.0, Some(at(1) * layout.factor)),
+            let [scale, bias] = match layout.meta {
+                Meta::Float(t) => {
+                    let vectors = if layout.zero.is_some() { 1 } else { 2 };
+                    let at = |v: usize| load(t, &meta[(g * vectors + v) * LANES * t.bytes()..], lane);
+                    [at(0), if layout.zero.is_some() { 0.0 } else { at(1) }]
+                }
+                Meta::Super => self.super_scale(meta, unit % SUPER_UNITS * layout.groups_in_unit() + g, lane),
             };
+            let scale = scale * layout.factor;
+            let zero = layout.zero.unwrap_or(0.0);
             for (x, q) in out.iter_mut().zip(codes) {
                 let product = scale * (f32::from(*q) - zero);
-                *x = bias.map_or(product, |bias| product + bias);
+                *x = if layout.zero.is_some() { product } else { product + bias * layout.factor };
             }
         }
+    }
+
+    /// Scale and bias of group `group` of those whose scales start `meta`.
+    fn super_scale(&self, meta: &[u8], group: usize, lane: usize) -> [f32; 2] {
+        let groups = SUPER_UNITS * self.layout.groups_in_unit();
+        let byte = |bytes: &[u8]| bytes[group / 4 * 4 * LANES + lane * 4 + group % 4];
+        let (factors, bytes) = meta.split_at(LANES * if self.layout.zero.is_some() { 2 } else { 4 });
+        let scale = load(FloatType::F16, factors, lane) * (f32::from(byte(bytes)) - SUB_SCALE_OFFSET);
+        if self.layout.zero.is_some() {
+            return [scale, 0.0];
+        }
+        let min = load(FloatType::F16, &factors[2 * LANES..], lane);
+        [scale, -(min * f32::from(byte(&bytes[groups * LANES..])))]
     }
 }
 

@@ -9,7 +9,7 @@ use rillm_quant::FloatType;
 
 use super::panel::{INT8_BYTES, Panel};
 use super::vector::{Kernel, LANES, Vector};
-use crate::cpu::packed::{Codes, E2M1_TABLE, Layout, UNIT};
+use crate::cpu::packed::{Codes, E2M1_TABLE, Layout, Meta, SUB_SCALE_OFFSET, SUPER_UNITS, UNIT};
 
 /// Tokens of the largest panel.
 pub(crate) const MAX_TOKENS: usize = 8;
@@ -41,6 +41,8 @@ pub(super) trait Elements {
     const SCALED: bool = true;
     /// Whether each half of a unit has its own scales.
     const HALVES: bool = false;
+    /// Whether each unit has its own scales, under super-scales of the group.
+    const SUPER: bool = false;
 
     /// Columns `4 i ..` of the unit at `w`, without scale and bias.
     ///
@@ -65,6 +67,8 @@ pub(super) trait Quants: Elements {
 pub(super) struct Bits<const BITS: u32>;
 /// [`Bits`] with scales for each half of a unit.
 pub(super) struct Halves<Q>(PhantomData<Q>);
+/// [`Bits`] or [`Halves`] under super-scales.
+pub(super) struct Super<Q>(PhantomData<Q>);
 pub(super) struct Fp4;
 struct F32;
 struct F16;
@@ -155,6 +159,28 @@ impl<Q: Quants> Elements for Halves<Q> {
     }
 }
 
+impl<Q: Quants> Quants for Super<Q> {
+    const SMALL: bool = Q::SMALL;
+
+    #[inline(always)]
+    unsafe fn quad<V: Vector>(w: *const u8, i: usize) -> V::I {
+        // SAFETY: the same contract.
+        unsafe { Q::quad::<V>(w, i) }
+    }
+}
+
+impl<Q: Quants> Elements for Super<Q> {
+    const BYTES: usize = Q::BYTES;
+    const HALVES: bool = Q::HALVES;
+    const SUPER: bool = true;
+
+    #[inline(always)]
+    unsafe fn values<V: Vector>(w: *const u8, i: usize) -> [V::F; 4] {
+        // SAFETY: the same contract.
+        unsafe { Q::values::<V>(w, i) }
+    }
+}
+
 /// The four bytes of each lane as floats.
 #[inline(always)]
 #[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
@@ -211,31 +237,34 @@ impl Elements for Bf16 {
     }
 }
 
-/// Scales of a group, for each half of a unit.
+/// Scales of a unit, for each half of it.
+#[derive(Clone, Copy)]
 pub(super) struct Scales<V: Vector> {
     pub scale: [V::F; 2],
     pub bias: [V::F; 2],
 }
 
-/// Reads the scales at `w`, if the elements have some. The bias of a constant zero point is
-/// `-zero * scale`.
+/// The scales of unit `unit` of the group whose scales are at `w`, if the elements have some. The bias of a constant
+/// zero point is `-zero * scale`.
 #[inline(always)]
 #[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract; `w` has the scales that the layout says")]
-pub(super) unsafe fn scales<V: Vector, E: Elements>(w: *const u8, layout: &Layout) -> Scales<V> {
+pub(super) unsafe fn scales<V: Vector, E: Elements>(w: *const u8, layout: &Layout, unit: usize) -> Scales<V> {
     let mut out = Scales { scale: [V::splat(1.0); 2], bias: [V::splat(0.0); 2] };
-    if !E::SCALED {
-        return out;
-    }
-    let width = LANES * layout.meta.bytes();
+    let t = match layout.meta {
+        Meta::Super if E::SUPER => return sub_scales::<V, E>(w, layout, unit),
+        Meta::Float(t) if E::SCALED => t,
+        _ => return out,
+    };
+    let width = LANES * t.bytes();
     let factor = V::splat(layout.factor);
     let mut w = w;
     for half in 0..if E::HALVES { 2 } else { 1 } {
-        out.scale[half] = V::mul(meta::<V>(layout.meta, w), factor);
+        out.scale[half] = V::mul(meta::<V>(t, w), factor);
         w = w.add(width);
         out.bias[half] = match layout.zero {
             Some(zero) => V::mul(out.scale[half], V::splat(-zero)),
             None => {
-                let stored = V::mul(meta::<V>(layout.meta, w), factor);
+                let stored = V::mul(meta::<V>(t, w), factor);
                 w = w.add(width);
                 stored
             }
@@ -245,6 +274,44 @@ pub(super) unsafe fn scales<V: Vector, E: Elements>(w: *const u8, layout: &Layou
         out = Scales { scale: [out.scale[0]; 2], bias: [out.bias[0]; 2] };
     }
     out
+}
+
+/// [`scales`] under super-scales. Half floats times integers of 8 bits are exact in `f32`.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract; `w` has the scales that the layout says")]
+unsafe fn sub_scales<V: Vector, E: Elements>(w: *const u8, layout: &Layout, unit: usize) -> Scales<V> {
+    let groups = if E::HALVES { 2 } else { 1 };
+    let d = V::load_f16(w.cast());
+    let mut words = w.add(LANES * if layout.zero.is_some() { 2 } else { 4 });
+    let mut out = Scales { scale: [d; 2], bias: [d; 2] };
+    for half in 0..2 {
+        let s = V::from_i32(sub_scale::<V>(words, unit * groups + half % groups));
+        out.scale[half] = V::mul(d, V::sub(s, V::splat(SUB_SCALE_OFFSET)));
+    }
+    match layout.zero {
+        Some(zero) => {
+            for (bias, scale) in out.bias.iter_mut().zip(out.scale) {
+                *bias = V::mul(scale, V::splat(-zero));
+            }
+        }
+        None => {
+            words = words.add(SUPER_UNITS * groups * LANES);
+            let min = V::load_f16(w.cast::<u16>().add(LANES));
+            for half in 0..2 {
+                let m = V::from_i32(sub_scale::<V>(words, unit * groups + half % groups));
+                out.bias[half] = V::neg(V::mul(min, m));
+            }
+        }
+    }
+    out
+}
+
+/// Byte `i` of each row's.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
+unsafe fn sub_scale<V: Vector>(words: *const u8, i: usize) -> V::I {
+    let word = V::load_i(words.add(i / 4 * 4 * LANES));
+    V::and(V::shr(word, (i % 4 * 8) as u32), V::splat_i(0xff))
 }
 
 /// 16 scales of type `t`.
@@ -274,18 +341,23 @@ impl<Q: Quants, const T: usize> Kernel for Int8<'_, Q, T> {
         let mut acc = [V::splat(0.0); T];
         let (mut w, mut x) = (self.0.block.as_ptr(), self.0.x.as_ptr());
         for _ in 0..layout.units / group_units {
-            let scales = scales::<V, Q>(w, layout);
+            let start = w;
+            let mut scales = scales::<V, Q>(start, layout, 0);
             w = w.add(meta_bytes);
             // What waits for the scale of the group.
             let mut part = [V::splat(0.0); T];
-            for _ in 0..group_units {
+            for u in 0..group_units {
+                if Q::SUPER {
+                    scales = self::scales::<V, Q>(start, layout, u);
+                }
                 unit::<V, Q, T>([w, x], &scales, &mut acc, &mut part);
                 w = w.add(Q::BYTES);
                 x = x.add(T * INT8_BYTES);
-            }
-            if !Q::HALVES {
-                for (acc, part) in acc.iter_mut().zip(part) {
-                    *acc = V::fma(scales.scale[0], part, *acc);
+                if !Q::HALVES && (Q::SUPER || u + 1 == group_units) {
+                    for (acc, part) in acc.iter_mut().zip(&mut part) {
+                        *acc = V::fma(scales.scale[0], *part, *acc);
+                        *part = V::splat(0.0);
+                    }
                 }
             }
         }
@@ -361,13 +433,17 @@ impl<E: Elements, const T: usize> Kernel for Exact<'_, E, T> {
         let mut acc = [[V::splat(0.0); 4]; T];
         let (mut w, mut x) = (self.0.block.as_ptr(), self.0.x.as_ptr().cast::<f32>());
         for _ in 0..layout.units / group_units {
-            let mut scales = scales::<V, E>(w, layout);
-            if layout.zero.is_some() {
-                // Subtracted from the codes instead, which rounds once.
-                scales.bias = [V::splat(0.0); 2];
-            }
+            let start = w;
+            let mut scales = scales::<V, E>(start, layout, 0);
             w = w.add(meta_bytes);
-            for _ in 0..group_units {
+            for u in 0..group_units {
+                if E::SUPER {
+                    scales = self::scales::<V, E>(start, layout, u);
+                }
+                if layout.zero.is_some() {
+                    // Subtracted from the codes instead, which rounds once.
+                    scales.bias = [V::splat(0.0); 2];
+                }
                 for i in 0..QUADS {
                     let [scale, bias] = [scales.scale[i / (QUADS / 2)], scales.bias[i / (QUADS / 2)]];
                     let values = E::values::<V>(w, i);
@@ -430,7 +506,7 @@ impl<const T: usize> Kernel for Pairs<'_, T> {
 ///
 /// Safe only as an entry of [`Kernels`](super::Kernels), which is handed out after detection.
 pub(super) fn multiply<V: Vector>(tile: Tile<'_>) {
-    let Layout { codes, group, units, .. } = *tile.layout;
+    let Layout { codes, meta, group, units, .. } = *tile.layout;
     assert!(tile.block.len() >= tile.layout.block_bytes(), "a tile has a whole block");
     assert!(tile.x.len() >= units * tile.out.len() * tile.panel.unit_bytes(), "and a whole panel");
     let halves = group < UNIT;
@@ -442,7 +518,9 @@ pub(super) fn multiply<V: Vector>(tile: Tile<'_>) {
         (_, Codes::Float(FloatType::BF16)) => exact::<V, Bf16>(tile),
         (_, Codes::E2M1) if halves => quants::<V, Halves<Fp4>>(tile),
         (_, Codes::E2M1) => quants::<V, Fp4>(tile),
-        (_, Codes::Bits(6)) if halves => quants::<V, Halves<Bits<6>>>(tile),
+        (_, Codes::Bits(4)) if meta == Meta::Super => quants::<V, Super<Bits<4>>>(tile),
+        (_, Codes::Bits(5)) if meta == Meta::Super => quants::<V, Super<Bits<5>>>(tile),
+        (_, Codes::Bits(6)) if meta == Meta::Super => quants::<V, Super<Halves<Bits<6>>>>(tile),
         (_, Codes::Bits(2)) => quants::<V, Bits<2>>(tile),
         (_, Codes::Bits(3)) => quants::<V, Bits<3>>(tile),
         (_, Codes::Bits(4)) => quants::<V, Bits<4>>(tile),

@@ -29,6 +29,9 @@ pub(crate) struct Strip<'a> {
     pub meta_bytes: usize,
     /// Where the units go, from the start of a group.
     pub bytes: &'a mut [u8],
+    /// What will be read soon: the rows of a block are as many streams, too many and too short for the processor to
+    /// foresee.
+    pub ahead: &'a [u8],
 }
 
 /// Writes a strip.
@@ -62,7 +65,10 @@ impl<const LOW: usize, const HIGH: usize> Kernel for Planes<'_, LOW, HIGH> {
     #[inline(always)]
     #[expect(unsafe_op_in_unsafe_fn, reason = "this kernel's contract: `planes` has checked the sizes")]
     unsafe fn run<V: Vector>(self) {
-        let Strip { rows, units, group_units, meta_bytes, bytes, .. } = self.0;
+        let Strip { rows, units, group_units, meta_bytes, bytes, ahead, .. } = self.0;
+        for line in ahead.chunks(VECTOR) {
+            V::prefetch(line.as_ptr());
+        }
         let group_shift = group_units.ilog2();
         for unit in (0..units).step_by(2) {
             let mut words = [V::splat_i(0); LANES];

@@ -6,9 +6,9 @@
 
 use rillm_quant::FloatType;
 
-use super::matmul::{Bits, Elements, Fp4, Halves, scales};
+use super::matmul::{Bits, Elements, Fp4, Halves, Super, scales};
 use super::vector::{Kernel, LANES, Vector};
-use crate::cpu::packed::{Codes, Layout, UNIT};
+use crate::cpu::packed::{Codes, Layout, Meta, UNIT};
 
 /// Bytes of a tile.
 pub(crate) const TILE: usize = LANES * UNIT * 2;
@@ -76,7 +76,7 @@ pub(crate) struct Strips<'a> {
 ///
 /// Safe only as an entry of [`Kernels`](super::Kernels), which is handed out after detection.
 pub(super) fn expand<V: Vector>(slab: Slab<'_>, out: &mut [u8]) {
-    let Layout { codes, group, units, .. } = *slab.layout;
+    let Layout { codes, meta, group, units, .. } = *slab.layout;
     assert!(
         slab.block.len() >= slab.layout.block_bytes() && slab.units.end <= units,
         "the units are in the block"
@@ -92,7 +92,9 @@ pub(super) fn expand<V: Vector>(slab: Slab<'_>, out: &mut [u8]) {
         Codes::Float(_) => unreachable!("other floats are multiplied as they are"),
         Codes::E2M1 if halves => write::<V, Halves<Fp4>>(slab, out),
         Codes::E2M1 => write::<V, Fp4>(slab, out),
-        Codes::Bits(6) if halves => write::<V, Halves<Bits<6>>>(slab, out),
+        Codes::Bits(4) if meta == Meta::Super => write::<V, Super<Bits<4>>>(slab, out),
+        Codes::Bits(5) if meta == Meta::Super => write::<V, Super<Bits<5>>>(slab, out),
+        Codes::Bits(6) if meta == Meta::Super => write::<V, Super<Halves<Bits<6>>>>(slab, out),
         Codes::Bits(2) => write::<V, Bits<2>>(slab, out),
         Codes::Bits(3) => write::<V, Bits<3>>(slab, out),
         Codes::Bits(4) => write::<V, Bits<4>>(slab, out),
@@ -129,9 +131,13 @@ impl<E: Elements> Kernel for Expand<'_, E> {
         let mut out = self.out.as_mut_ptr().cast::<f32>();
         let mut unit = units.start;
         while unit < units.end {
-            let scales = scales::<V, E>(w, layout);
+            let start = w;
+            let mut scales = scales::<V, E>(start, layout, 0);
             w = w.add(meta_bytes);
-            for _ in 0..group_units.min(units.end - unit) {
+            for u in 0..group_units.min(units.end - unit) {
+                if E::SUPER {
+                    scales = super::matmul::scales::<V, E>(start, layout, u);
+                }
                 for i in 0..UNIT / 4 {
                     let half = i / (UNIT / 8);
                     let [scale, bias] = [scales.scale[half], scales.bias[half]];

@@ -2,10 +2,10 @@
 //! are read by `rillm-quant`.
 
 use half::bf16;
-use rillm_quant::{FloatType, Format, RawRow, RawTensor};
+use rillm_quant::{FloatType, Format, RawRow, RawTensor, SubScales};
 use smallvec::SmallVec;
 
-use super::{Codes, Layout, UNIT};
+use super::{Codes, Layout, Meta, SUPER_UNITS, UNIT};
 use crate::Result;
 use crate::cpu::kernels::Kernels;
 use crate::cpu::kernels::rearrange::{Rows, STRIP, Strip};
@@ -30,6 +30,9 @@ pub(super) fn pack_block(
         Codes::Float(t) => (STRIP / t.bytes(), &[8]),
         codes => (STRIP, codes.planes()),
     };
+    let row_bytes = rows.first().map_or(0, |row| row.bytes().len());
+    let next = raw.codes.chunks(row_bytes.max(1) * LANES).nth(block + 1).unwrap_or_default();
+    let mut ahead = next.chunks(next.len().div_ceil(raw.cols().div_ceil(columns)).max(1));
     let mut from = 0;
     for bytes in bytes.chunks_mut(layout.units_bytes(columns / UNIT)) {
         let to = raw.cols().min(from + columns);
@@ -62,6 +65,7 @@ pub(super) fn pack_block(
             group_units: layout.group_units(),
             meta_bytes: layout.meta_bytes(),
             bytes,
+            ahead: ahead.next().unwrap_or_default(),
         });
         from = to;
     }
@@ -113,22 +117,50 @@ fn pair_rows(strip: &Rows) -> Rows {
 /// Writes the scales and biases of a strip of row `lane`.
 fn put_scales(layout: &Layout, row: RawRow<'_>, lane: usize, bytes: &mut [u8]) -> Result<()> {
     let groups = row.cols() / layout.group;
-    if layout.meta == FloatType::F32 || layout.codes == Codes::E2M1 {
-        let (mut scales, mut biases) = ([0.0; GROUPS], [0.0; GROUPS]);
-        let (scales, biases) = (&mut scales[..groups], &mut biases[..groups]);
-        row.scales(scales, biases)?;
-        if layout.meta == FloatType::F32 {
-            put_metas(layout, lane, [scales, biases].map(|s| s.iter().map(|x| x.to_le_bytes())), bytes);
-        } else {
-            // E2M1 codes stand for twice the value.
-            let stored = |x: &f32| bf16::from_f32(x * 0.5).to_le_bytes();
-            put_metas(layout, lane, [scales, biases].map(|s| s.iter().map(stored)), bytes);
+    match layout.meta {
+        Meta::Super => put_sub_scales(layout, row, lane, bytes)?,
+        Meta::Float(t) if t == FloatType::F32 || layout.codes == Codes::E2M1 => {
+            let (mut scales, mut biases) = ([0.0; GROUPS], [0.0; GROUPS]);
+            let (scales, biases) = (&mut scales[..groups], &mut biases[..groups]);
+            row.scales(scales, biases)?;
+            if t == FloatType::F32 {
+                put_metas(layout, lane, [scales, biases].map(|s| s.iter().map(|x| x.to_le_bytes())), bytes);
+            } else {
+                // E2M1 codes stand for twice the value.
+                let stored = |x: &f32| bf16::from_f32(x * 0.5).to_le_bytes();
+                put_metas(layout, lane, [scales, biases].map(|s| s.iter().map(stored)), bytes);
+            }
         }
-    } else {
-        let (mut scales, mut biases) = ([0; GROUPS], [0; GROUPS]);
-        let (scales, biases) = (&mut scales[..groups], &mut biases[..groups]);
-        row.scale_bits(scales, biases)?;
-        put_metas(layout, lane, [scales, biases].map(|s| s.iter().map(|x| x.to_le_bytes())), bytes);
+        Meta::Float(_) => {
+            let (mut scales, mut biases) = ([0; GROUPS], [0; GROUPS]);
+            let (scales, biases) = (&mut scales[..groups], &mut biases[..groups]);
+            row.scale_bits(scales, biases)?;
+            put_metas(layout, lane, [scales, biases].map(|s| s.iter().map(|x| x.to_le_bytes())), bytes);
+        }
+    }
+    Ok(())
+}
+
+/// [`put_scales`] for K-quants.
+fn put_sub_scales(layout: &Layout, row: RawRow<'_>, lane: usize, bytes: &mut [u8]) -> Result<()> {
+    let stored = row.sub_scales()?;
+    for (bytes, SubScales { d, min, scales, mins }) in
+        bytes.chunks_mut(layout.units_bytes(SUPER_UNITS)).zip(stored)
+    {
+        let (factors, words) = bytes.split_at_mut(LANES * if layout.zero.is_some() { 2 } else { 4 });
+        let factors = factors.as_chunks_mut().0;
+        factors[lane] = d.to_le_bytes();
+        if layout.zero.is_none() {
+            factors[LANES + lane] = min.to_le_bytes();
+        }
+        // In two's complement, adding 128 flips the sign bit.
+        let scales = scales.map(|s| s as u8 ^ 0x80);
+        let (scales, mins) = (scales.as_chunks::<4>().0, mins.as_chunks::<4>().0);
+        let words = words.as_chunks_mut::<4>().0.chunks_exact_mut(LANES);
+        let count = SUPER_UNITS * layout.groups_in_unit() / 4;
+        let mins = if layout.zero.is_some() { &[] } else { mins };
+        let stored = scales[..count].iter().chain(mins);
+        words.zip(stored).for_each(|(vector, word)| vector[lane] = *word);
     }
     Ok(())
 }
