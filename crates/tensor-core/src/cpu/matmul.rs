@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rillm_quant::FloatType;
 
-use self::panels::{build, tile_tokens};
+use self::panels::build;
 use super::buffer::Buffer;
 use super::kernels::Kernels;
 use super::kernels::matmul::{MAX_TOKENS, Tile};
@@ -227,15 +227,15 @@ impl Product<'_> {
                 let rows = LANES.min(part.rows() - block * LANES);
                 let mut start = first;
                 while start < last {
-                    let tokens = tile_tokens(panel, start, self.t);
+                    let slots = panel.slots(self.t - start);
                     let x = &x.bytes()[start * token_bytes..];
-                    let sums = &mut sums[..tokens];
+                    let sums = &mut sums[..slots];
                     (ctx.kernels.multiply)(Tile { block: part.block(block), layout, panel, x, out: sums });
-                    for (i, sums) in sums.iter().enumerate() {
+                    for (i, sums) in sums.iter().enumerate().take(self.t - start) {
                         // SAFETY: see `multiply`.
                         unsafe { out.put([start + i, task.column + block * LANES], sums, rows) };
                     }
-                    start += tokens;
+                    start += slots;
                 }
             }
         }

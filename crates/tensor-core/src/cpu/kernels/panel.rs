@@ -1,18 +1,19 @@
 //! Activations in the order in which the matrix kernels read them. Not the matrix kernels.
 //!
-//! A *panel* is the rows of one tile, up to 8 tokens, unit by unit (32 columns, zeros after the last). Of a unit, with
-//! `t` tokens:
+//! A *panel* is the rows of one tile, up to 8 tokens, unit by unit (32 columns, zeros after the last). It has slots for
+//! 1, 2, 4, 8 or 16 tokens, those without a token are zeros. Of a unit, with `t` slots:
 //!
 //! ```text
 //! int8   t x 32 x i8 | t x f32 scale | t x f32 sum | t x f32 sum of the first half | t x f32 of the second
 //! bf16   16 pairs of columns x t tokens x 2 values
 //! f32    32 columns x t tokens
-//! tiles  16 tokens x 32 columns in bf16, zeros after the last token
+//! tiles  16 tokens x 32 columns in bf16
 //! ```
 //!
 //! A unit of int8 values is `scale * q`, `|q| <= 127`; sums are those of `scale * q`, so that what quantizing
 //! did to the values it did to their sums.
 
+use super::matmul::MAX_TOKENS;
 use super::vector::{Kernel, LANES, Vector};
 use crate::cpu::packed::UNIT;
 
@@ -33,6 +34,21 @@ pub(crate) enum Panel {
 pub(crate) const PANELS: usize = 4;
 
 impl Panel {
+    /// Slots of a panel for the next of `left` tokens.
+    pub(crate) fn slots(self, left: usize) -> usize {
+        match self {
+            Self::Tiles => LANES,
+            Self::Int8 => left.min(MAX_TOKENS).next_power_of_two(),
+            Self::Bf16 | Self::F32 => left.min(MAX_TOKENS / 2).next_power_of_two(),
+        }
+    }
+
+    /// Slots of all panels of `t` tokens.
+    pub(crate) fn all_slots(self, t: usize) -> usize {
+        let most = self.slots(usize::MAX / 2);
+        t / most * most + if t.is_multiple_of(most) { 0 } else { self.slots(t % most) }
+    }
+
     /// Bytes of a unit of one token.
     pub(crate) const fn unit_bytes(self) -> usize {
         match self {
@@ -53,6 +69,8 @@ pub(crate) struct Tokens<'a> {
     pub data: &'a [f32],
     /// Rows.
     pub tokens: usize,
+    /// Slots of the panel, at least as many.
+    pub slots: usize,
     /// Columns.
     pub cols: usize,
     /// Values from one row to the next.
@@ -60,20 +78,22 @@ pub(crate) struct Tokens<'a> {
 }
 
 impl Tokens<'_> {
-    /// Where column `k` of token `t` starts, and how many values follow in the unit.
+    /// The values of slot `t` in a unit, none if no token is there.
     #[inline(always)]
     fn unit(&self, t: usize, unit: usize) -> &[f32] {
+        if t >= self.tokens {
+            return &[];
+        }
         let start = t * self.stride + unit * UNIT;
         &self.data[start..start + UNIT.min(self.cols - unit * UNIT)]
     }
 }
 
-/// Writes the panel of `tokens` as `panel` into `out`, which has `units * tokens * unit_bytes` bytes.
+/// Writes the panel of `tokens` as `panel` into `out`, which has `units * slots * unit_bytes` bytes.
 ///
 /// Safe only as an entry of [`Kernels`](super::Kernels), which is handed out after detection.
 pub(super) fn build<V: Vector>(panel: Panel, tokens: Tokens<'_>, out: &mut [u8]) {
-    let rows = if panel == Panel::Tiles { LANES } else { tokens.tokens };
-    let bytes = tokens.cols.div_ceil(UNIT) * rows * panel.unit_bytes();
+    let bytes = tokens.cols.div_ceil(UNIT) * tokens.slots * panel.unit_bytes();
     let out = &mut out[..bytes];
     // SAFETY: tables are handed out after detection; `out` has the size that the kernels write.
     unsafe {
@@ -86,7 +106,7 @@ pub(super) fn build<V: Vector>(panel: Panel, tokens: Tokens<'_>, out: &mut [u8])
     }
 }
 
-/// `out` has `units * tokens * INT8_BYTES` bytes.
+/// `out` has `units * slots * INT8_BYTES` bytes.
 struct Int8<'a> {
     tokens: Tokens<'a>,
     out: &'a mut [u8],
@@ -97,7 +117,7 @@ impl Kernel for Int8<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let n = self.tokens.tokens;
+        let n = self.tokens.slots;
         for unit in 0..self.tokens.cols.div_ceil(UNIT) {
             for t in 0..n {
                 let x = self.tokens.unit(t, unit);
@@ -139,7 +159,7 @@ unsafe fn clamp<V: Vector>(x: V::F) -> V::F {
     unsafe { V::min(V::max(x, V::splat(-127.0)), V::splat(127.0)) }
 }
 
-/// `out` has `units * tokens * 64` bytes.
+/// `out` has `units * slots * 64` bytes.
 struct Bf16<'a> {
     tokens: Tokens<'a>,
     out: &'a mut [u8],
@@ -150,7 +170,7 @@ impl Kernel for Bf16<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let n = self.tokens.tokens;
+        let n = self.tokens.slots;
         for unit in 0..self.tokens.cols.div_ceil(UNIT) {
             for t in 0..n {
                 let x = self.tokens.unit(t, unit);
@@ -172,7 +192,7 @@ impl Kernel for Bf16<'_> {
     }
 }
 
-/// `out` has `units * tokens * 128` bytes.
+/// `out` has `units * slots * 128` bytes.
 struct F32<'a> {
     tokens: Tokens<'a>,
     out: &'a mut [u8],
@@ -183,7 +203,7 @@ impl Kernel for F32<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let n = self.tokens.tokens;
+        let n = self.tokens.slots;
         for unit in 0..self.tokens.cols.div_ceil(UNIT) {
             for t in 0..n {
                 let x = self.tokens.unit(t, unit);
@@ -201,7 +221,7 @@ impl Kernel for F32<'_> {
     }
 }
 
-/// `out` has `units * 16` rows of 64 bytes; at most 16 tokens.
+/// `out` has `units * 16` rows of 64 bytes; there are 16 slots.
 struct TileRows<'a> {
     tokens: Tokens<'a>,
     out: &'a mut [u8],
@@ -213,8 +233,8 @@ impl Kernel for TileRows<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         for unit in 0..self.tokens.cols.div_ceil(UNIT) {
-            for t in 0..LANES {
-                let x = if t < self.tokens.tokens { self.tokens.unit(t, unit) } else { &[] };
+            for t in 0..self.tokens.slots {
+                let x = self.tokens.unit(t, unit);
                 // SAFETY: unit and token lie in `out`; whole units are read from `x`, others from `values`.
                 unsafe {
                     let out = self.out.as_mut_ptr().cast::<u16>().add((unit * LANES + t) * UNIT);

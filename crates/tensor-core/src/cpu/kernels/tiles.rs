@@ -32,6 +32,9 @@ pub(crate) struct Slab<'a> {
     pub layout: &'a Layout,
     /// Which units: from where a group starts, to where one ends.
     pub units: std::ops::Range<usize>,
+    /// How many bytes further the units lie that are written out next. They are asked for meanwhile: pieces of blocks
+    /// are too short for the processor to see what follows.
+    pub next: isize,
 }
 
 /// Two blocks of weights times some tiles of tokens, over consecutive units.
@@ -125,9 +128,9 @@ impl<E: Elements> Kernel for Expand<'_, E> {
         reason = "this kernel's contract: sizes are those of the layout and the units"
     )]
     unsafe fn run<V: Vector>(self) {
-        let (layout, units) = (self.slab.layout, self.slab.units);
+        let Slab { block, layout, units, next } = self.slab;
         let (meta_bytes, group_units) = (layout.meta_bytes(), layout.group_units());
-        let mut w = self.slab.block.as_ptr().add(layout.offsets(units.start).0);
+        let mut w = block.as_ptr().add(layout.offsets(units.start).0);
         let mut out = self.out.as_mut_ptr().cast::<f32>();
         let mut unit = units.start;
         while unit < units.end {
@@ -137,6 +140,9 @@ impl<E: Elements> Kernel for Expand<'_, E> {
             for u in 0..group_units.min(units.end - unit) {
                 if E::SUPER {
                     scales = super::matmul::scales::<V, E>(start, layout, u);
+                }
+                for line in 0..E::BYTES.div_ceil(64) {
+                    V::prefetch(w.wrapping_offset(next).wrapping_add(line * 64));
                 }
                 for i in 0..UNIT / 4 {
                     let half = i / (UNIT / 8);

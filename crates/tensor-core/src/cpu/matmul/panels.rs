@@ -12,26 +12,15 @@ use crate::cpu::packed::UNIT;
 use crate::cpu::source::Source;
 use crate::{Error, Result};
 
-/// Tokens of the panel that starts at token `start` of `t`.
-pub(super) fn tile_tokens(panel: Panel, start: usize, t: usize) -> usize {
-    let most = match panel {
-        Panel::Tiles => return LANES.min(t - start),
-        Panel::Int8 => MAX_TOKENS,
-        Panel::Bf16 | Panel::F32 => MAX_TOKENS / 2,
-    };
-    let left = (t - start).min(most);
-    1 << left.ilog2()
-}
-
 /// All panels of what `source` makes. That of the tokens from `start` is at `start * units * unit_bytes`.
 pub(super) fn build(ctx: &Context<'_>, panel: Panel, source: &Source<'_>) -> Result<Buffer> {
     let [t, cols] = source.shape();
     let token_bytes = cols.div_ceil(UNIT) * panel.unit_bytes();
-    // Tokens of a run, which starts where a panel starts; the last of tiles is filled up.
+    let slots = panel.all_slots(t);
+    // Tokens of a run, which starts where a panel starts.
     let run_tokens = if panel == Panel::Tiles { LANES } else { MAX_TOKENS };
-    let filled = if panel == Panel::Tiles { t.next_multiple_of(LANES) } else { t };
-    let mut buffer = ctx.scratch.take(token_bytes * filled)?;
-    let bytes = &mut buffer.bytes_mut()[..token_bytes * filled];
+    let mut buffer = ctx.scratch.take(token_bytes * slots)?;
+    let bytes = &mut buffer.bytes_mut()[..token_bytes * slots];
     if t < 2 * MAX_TOKENS || bytes.is_empty() {
         tiles(ctx, panel, source, 0, bytes)?;
         return Ok(buffer);
@@ -68,19 +57,19 @@ fn tiles(
         _ => Some(ctx.scratch.take(LANES.min(t - first) * cols * size_of::<f32>())?),
     };
     while !out.is_empty() {
-        let tokens = tile_tokens(panel, start, t);
-        let taken = if panel == Panel::Tiles { LANES } else { tokens };
-        let (bytes, rest) = out.split_at_mut(taken * token_bytes);
+        let slots = panel.slots(t - start);
+        let tokens = slots.min(t - start);
+        let (bytes, rest) = out.split_at_mut(slots * token_bytes);
         let rows = match (source, &mut scratch) {
             (Source::Rows(x), _) => {
-                Tokens { data: &x.data[start * x.stride..], tokens, cols, stride: x.stride }
+                Tokens { data: &x.data[start * x.stride..], tokens, slots, cols, stride: x.stride }
             }
             (_, Some(made)) => {
                 let made = &mut as_floats(made)[..tokens * cols];
                 for (i, row) in made.chunks_exact_mut(cols).enumerate() {
                     source.make(&ctx.kernels.elementwise, start + i, row);
                 }
-                Tokens { data: made, tokens, cols, stride: cols }
+                Tokens { data: made, tokens, slots, cols, stride: cols }
             }
             (_, None) => break,
         };

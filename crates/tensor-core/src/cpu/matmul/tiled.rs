@@ -7,7 +7,7 @@ use crate::cpu::kernels::tiles::{Product as Pair, Slab, TILE, Tiles};
 use crate::cpu::kernels::vector::LANES;
 
 /// Tokens from which writing weights out pays.
-pub(super) const FROM: usize = 16;
+pub(super) const FROM: usize = 24;
 /// Units of a slab. Two blocks of it stay in the first-level cache, and as many columns of a prompt in the second.
 const SLAB: usize = 8;
 /// Blocks of a task, at most: the sums of a prompt stay in the second-level cache.
@@ -43,14 +43,20 @@ impl Product<'_> {
             std::slice::from_raw_parts_mut(sums.as_mut_ptr().cast::<[f32; LANES * LANES]>(), count)
         };
         let (b0, b1) = slabs.split_at_mut(slab * TILE);
+        // From a block to the next, and from a slab to the next, in bytes.
+        let stride = layout.block_bytes() as isize;
+        let slab_bytes = layout.offsets(slab.min(layout.units)).0 as isize;
         for first in (0..layout.units).step_by(slab) {
             let units = first..layout.units.min(first + slab);
             for (pair, c) in sums.chunks_exact_mut(2 * token_tiles).enumerate() {
                 let block = blocks.start + 2 * pair;
                 // The last block may be alone: nobody looks at the sums of its partner.
                 let partner = (block + 1).min(blocks.end - 1);
-                (tiles.expand)(Slab { block: part.block(block), layout, units: units.clone() }, b0);
-                (tiles.expand)(Slab { block: part.block(partner), layout, units: units.clone() }, b1);
+                let next =
+                    if block + 2 < blocks.end { 2 * stride } else { slab_bytes - 2 * pair as isize * stride };
+                for (block, b) in [(block, &mut *b0), (partner, &mut *b1)] {
+                    (tiles.expand)(Slab { block: part.block(block), layout, units: units.clone(), next }, b);
+                }
                 (tiles.multiply)(Pair {
                     a: &x[first * TILE..],
                     a_stride: layout.units * TILE,
