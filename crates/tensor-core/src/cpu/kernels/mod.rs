@@ -16,6 +16,10 @@ pub(crate) mod panel;
 pub(crate) mod read;
 pub(crate) mod rearrange;
 mod scalar;
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(dead_code, reason = "no other table has tile registers so far")
+)]
 pub(crate) mod tiles;
 pub(crate) mod vector;
 
