@@ -8,7 +8,6 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::buffer::Buffer;
 use super::kernels::attention::{
     BLOCK, CachedHead, Form, MAX_ROWS, Scoring, Seen, State, TILE_ROWS, Tile, padded,
 };
@@ -70,7 +69,7 @@ pub(crate) fn attention(
         return work.run(whole);
     }
     let mut buffer = ctx.scratch.take(floats * size_of::<f32>())?;
-    let divided = Work { parts: Some(Shared(as_floats(&mut buffer).as_mut_ptr())), ..divided };
+    let divided = Work { parts: Some(Shared(buffer.floats_mut().as_mut_ptr())), ..divided };
     divided.run(divided.tasks())?;
     let rows = spans.iter().map(|s| s.rows.len()).sum::<usize>();
     ctx.threads.run(rows * p.heads, &|i| divided.merge(i / p.heads, i % p.heads));
@@ -202,7 +201,7 @@ impl<'a> Work<'a> {
         let form = Form::of(rows, self.tiled());
         let floats = Tile::floats(form, rows, head_dim);
         let mut buffer = self.ctx.scratch.take((floats + rows * self.state()) * size_of::<f32>())?;
-        let (memory, totals) = as_floats(&mut buffer).split_at_mut(floats);
+        let (memory, totals) = buffer.floats_mut().split_at_mut(floats);
         let mut tile = Tile::new(memory, form, [task.queries.len(), group], head_dim);
         for row in 0..rows {
             let q = self.q.row(task.span.rows.start + task.queries.start + row / group);
@@ -366,12 +365,6 @@ fn regions(layout: &KvLayout, sink: usize, window: Option<usize>) -> [Region; 3]
         between,
         Region { from: sink.max(keep).max(oldest), to: len, window },
     ]
-}
-
-/// The buffer as floats.
-pub(super) fn as_floats(buffer: &mut Buffer) -> &mut [f32] {
-    // SAFETY: all bits are floats. The buffer is at a page boundary, so nothing is cut off in front.
-    unsafe { buffer.bytes_mut().align_to_mut().1 }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use half::f16;
 
+use super::buffer::Buffer;
 use super::rows::{Rows, RowsMut};
 use crate::{Error, Result};
 
@@ -16,7 +17,7 @@ const FREE: usize = 48;
 #[derive(Default)]
 pub(super) struct Pool {
     /// The longest unused first.
-    free: Mutex<Vec<Arc<Vec<f32>>>>,
+    free: Mutex<Vec<Arc<Buffer>>>,
 }
 
 impl fmt::Debug for Pool {
@@ -32,16 +33,20 @@ impl Pool {
     /// [`Error::OutOfMemory`].
     pub(super) fn take(self: &Arc<Self>, len: usize) -> Result<Buf> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |b: &Arc<Vec<f32>>| b.len() >= len && b.len() <= 2 * len + 4096;
-        let best = free.iter().enumerate().filter(|(_, b)| fits(b)).min_by_key(|(_, b)| b.len());
+        let room = |b: &Arc<Buffer>| b.floats().len();
+        let fits = |b: &Arc<Buffer>| room(b) >= len && room(b) <= 2 * len + 4096;
+        let best = free.iter().enumerate().filter(|(_, b)| fits(b)).min_by_key(|(_, b)| room(b));
         let data = match best.map(|(i, _)| i) {
             Some(i) => free.remove(i),
-            None => Arc::new(zeroed(len.next_multiple_of(256), 0.0, "activations")?),
+            None => {
+                let bytes = len.saturating_add(256).saturating_mul(size_of::<f32>());
+                Arc::new(Buffer::zeroed(bytes, "activations")?)
+            }
         };
         Ok(Buf { data: Some(data), pool: Arc::clone(self) })
     }
 
-    fn put(&self, data: Arc<Vec<f32>>) {
+    fn put(&self, data: Arc<Buffer>) {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         if free.capacity() == 0 {
             free.reserve_exact(FREE);
@@ -66,17 +71,17 @@ fn zeroed<T: Clone>(len: usize, zero: T, what: &'static str) -> Result<Vec<T>> {
 #[derive(Clone)]
 pub(super) struct Buf {
     /// `None` only while it is dropped.
-    data: Option<Arc<Vec<f32>>>,
+    data: Option<Arc<Buffer>>,
     pool: Arc<Pool>,
 }
 
 impl Buf {
     fn values(&self) -> &[f32] {
-        self.data.as_ref().map_or(&[], |d| d.as_slice())
+        self.data.as_ref().map_or(&[], |d| d.floats())
     }
     /// `None` if the buffer is shared.
     fn values_mut(&mut self) -> Option<&mut [f32]> {
-        self.data.as_mut().and_then(Arc::get_mut).map(Vec::as_mut_slice)
+        self.data.as_mut().and_then(Arc::get_mut).map(Buffer::floats_mut)
     }
 }
 

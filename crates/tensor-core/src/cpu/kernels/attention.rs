@@ -168,9 +168,11 @@ impl<'a> Tile<'a> {
         let (l, memory) = memory.split_at_mut(lanes);
         let (shrink, memory) = memory.split_at_mut(lanes);
         let bf16 = if form == Form::Tiled { Bf16::new(memory, lanes, width) } else { Bf16::default() };
-        q.fill(0.0);
-        // Columns of scores are computed in groups, past the keys that were loaded.
-        k.fill(0.0);
+        // Rows and columns without a query are zeros. Keys that were not loaded may be anything: nobody looks at their
+        // scores.
+        if form != Form::Rows || width > head_dim {
+            q.fill(0.0);
+        }
         Self { form, queries, group, width, q, k, v, s, o, m, l, shrink, bf16 }
     }
 

@@ -3,7 +3,6 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::Context;
-use crate::cpu::attention::as_floats;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::kernels::matmul::MAX_TOKENS;
 use crate::cpu::kernels::panel::{Panel, Tokens};
@@ -65,7 +64,7 @@ fn tiles(
                 Tokens { data: &x.data[start * x.stride..], tokens, slots, cols, stride: x.stride }
             }
             (_, Some(made)) => {
-                let made = &mut as_floats(made)[..tokens * cols];
+                let made = &mut made.floats_mut()[..tokens * cols];
                 for (i, row) in made.chunks_exact_mut(cols).enumerate() {
                     source.make(&ctx.kernels.elementwise, start + i, row);
                 }
