@@ -5,9 +5,14 @@
 #   scripts/aarch64.sh DEST [ARGUMENT of cargo test ..]     e.g. -p rillm-quant; else --workspace
 #
 # DEST gets the toolchain (if the distribution's is needed) and the build. Installing packages needs root.
-# QEMU_CPU=cortex-a72 emulates a processor without dot product and i8mm; the default has everything.
+#
+# Every table of kernels that the emulated processor can run is tested, and models run on the fastest:
+#
+#   QEMU_CPU=cortex-a72                 neon
+#   QEMU_CPU=cortex-a76 or neoverse-n1  neon-dotprod
+#   QEMU_CPU=max, or unset              neon-i8mm
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2; }
 mkdir -p "$1"
 dest=$(cd "$1" && pwd)
 shift
@@ -53,6 +58,8 @@ rustup target add "$target" >/dev/null 2>&1 || debian_rustc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L /usr/aarch64-linux-gnu"
 export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
+# Emulated code is slow: it is worth optimizing.
+export CARGO_PROFILE_DEV_OPT_LEVEL=${CARGO_PROFILE_DEV_OPT_LEVEL:-3}
 export CARGO_TARGET_DIR=$dest/target
 # Without documentation tests: rustdoc has no library for the target where the distribution's compiler is used.
 exec cargo test --tests --target "$target" "${@:---workspace}"
