@@ -186,10 +186,17 @@ impl Loader {
                 (path, checkpoint)
             }
         };
-        let config = Config::new(&checkpoint.config).map_err(of(&path))?;
+        let Checkpoint { config: source, generation_config, weights, text } = checkpoint;
+        let config = Config::new(&source).map_err(of(&path))?;
         let model_type = config.model_type().map_err(of(&path))?.to_owned();
-        let model = registry.load(&config, &*checkpoint.weights, &backend).map_err(of(&path))?;
-        let stop_tokens = checkpoint.stop_tokens();
+        let (model, text) = std::thread::scope(|scope| {
+            // Reading a vocabulary is work for one thread; packing leaves gaps for it.
+            let text = scope.spawn(text);
+            let model = registry.load(&config, &*weights, &backend).map_err(of(&path));
+            (model, text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let model = model?;
+        let stop_tokens = text.stop_tokens(generation_config.as_ref(), &source);
         let device = backend.name();
         let session = LocalSession::new(backend, model, self.context);
         let info = ModelInfo {
@@ -202,9 +209,9 @@ impl Loader {
         };
         Ok(Parts {
             session: SharedSession::new(session),
-            text: checkpoint.text,
+            text,
             stop_tokens,
-            generation_config: checkpoint.generation_config,
+            generation_config,
             info,
             cpu: None,
             bandwidth: OnceLock::new(),
@@ -234,7 +241,8 @@ pub(crate) struct Checkpoint {
     pub(crate) config: Value,
     pub(crate) generation_config: Option<Value>,
     pub(crate) weights: Box<dyn WeightSource>,
-    pub(crate) text: Text,
+    /// Reads the tokenizer.
+    pub(crate) text: Box<dyn FnOnce() -> Text + Send>,
 }
 
 impl Checkpoint {
@@ -255,9 +263,10 @@ impl Checkpoint {
         })?;
         let quantization = Quantization::from_config(&config).map_err(of(dir))?;
         let weights = Safetensors::open(dir)?.with_quantization(quantization);
+        let folder = dir.to_owned();
         Ok(Self {
             generation_config: read_json(&dir.join("generation_config.json"))?,
-            text: Text::new(Tokenizer::from_folder(dir)),
+            text: Box::new(move || Text::new(Tokenizer::from_folder(&folder))),
             weights: Box::new(weights),
             config,
         })
@@ -269,21 +278,10 @@ impl Checkpoint {
         let file = rillm_nn::Gguf::open(path)?;
         let (config, layout) =
             (gguf::config(&file).map_err(of(path))?, gguf::layout(&file).map_err(of(path))?);
-        let text = Text::new(Tokenizer::from_gguf(&file));
+        let vocab = rillm_generate::GgufVocab::read(&file);
+        let text = Box::new(|| Text::new(vocab.and_then(|vocab| Tokenizer::from_gguf_vocab(&vocab))));
         let weights = Box::new(rillm_nn::Adapted::new(file, layout));
         Ok(Self { config, generation_config: None, weights, text })
-    }
-
-    fn stop_tokens(&self) -> StopTokens {
-        let eos = |config: &Value| -> Option<EosTokenId> {
-            serde_json::from_value(config.get("eos_token_id")?.clone()).ok()
-        };
-        let generation = self.generation_config.as_ref().and_then(eos);
-        let mut tokens = StopTokens::of_checkpoint(generation.as_ref(), eos(&self.config).as_ref(), None);
-        if let Ok(tokenizer) = &self.text.tokenizer {
-            tokens.extend(tokenizer.eos().iter().copied());
-        }
-        tokens
     }
 }
 
@@ -295,6 +293,19 @@ impl Text {
             Err(error) => Err(Arc::clone(error)),
         };
         Self { tokenizer, template }
+    }
+
+    /// The tokens that end an answer: of generation_config.json, or else of config.json, and the tokenizer's.
+    fn stop_tokens(&self, generation_config: Option<&Value>, config: &Value) -> StopTokens {
+        let eos = |config: &Value| -> Option<EosTokenId> {
+            serde_json::from_value(config.get("eos_token_id")?.clone()).ok()
+        };
+        let generation = generation_config.and_then(eos);
+        let mut tokens = StopTokens::of_checkpoint(generation.as_ref(), eos(config).as_ref(), None);
+        if let Ok(tokenizer) = &self.tokenizer {
+            tokens.extend(tokenizer.eos().iter().copied());
+        }
+        tokens
     }
 }
 

@@ -73,7 +73,10 @@ impl RandomShape {
             config: self.config.clone(),
             generation_config: None,
             weights: Box::new(RandomWeights { format: self.format }),
-            text: Text { tokenizer: Err(Arc::new(missing)), template: Err(Arc::new(no_template())) },
+            text: Box::new(|| Text {
+                tokenizer: Err(Arc::new(missing)),
+                template: Err(Arc::new(no_template())),
+            }),
         }
     }
 }

@@ -254,6 +254,16 @@ struct Out<'a> {
 unsafe impl Sync for Out<'_> {}
 
 impl Out<'_> {
+    /// The `n` results of token `t` from column `column` on.
+    ///
+    /// # Safety
+    /// They lie in the result, and nobody else reads or writes them.
+    #[expect(clippy::mut_from_ref, reason = "tasks have different columns")]
+    unsafe fn row(&self, [t, column]: [usize; 2], n: usize) -> &mut [f32] {
+        // SAFETY: the caller's contract.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(t * self.stride + column), n) }
+    }
+
     /// Takes the first `n` of `sums` as results of token `t` from column `column` on.
     ///
     /// # Safety

@@ -4,6 +4,7 @@
 
 use half::f16;
 
+use super::super::kernels::tiles::reference::TILED;
 use super::super::kernels::{Kernels, available, best};
 use super::super::matmul::{Precision, Scratch};
 use super::super::threads::Threads;
@@ -221,8 +222,8 @@ fn agrees_with_double_precision() {
         let is_half = random.below(2) == 0;
         let caches = || sequences.iter().map(|s| (s, s.cache(&p, s.layout.len, is_half))).collect::<Vec<_>>();
         let mut first = None;
-        for kernels in available() {
-            if kernels.name == "scalar" && round % 8 != 0 {
+        for kernels in available().into_iter().chain([&TILED]) {
+            if kernels.name.starts_with("scalar") && round % 8 != 0 {
                 continue;
             }
             let got = run(kernels, random.pick(&[&threads[0], &threads[1], &threads[2]]), &p, &caches());

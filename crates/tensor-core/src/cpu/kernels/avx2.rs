@@ -1,8 +1,10 @@
 //! AVX2 (with FMA and F16C): two registers a vector; with AVX-VNNI also its dot product.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::vector::{Kernel, Vector};
+use crate::cpu::packed::UNIT;
 
 /// AVX2, and AVX-VNNI if so said.
 #[derive(Clone, Copy)]
@@ -200,6 +202,30 @@ impl<const VNNI: bool> Vector for Avx2<VNNI> {
         if VNNI { vnni(acc, w, x) } else { [dot_pairs(acc[0], w[0], x[0]), dot_pairs(acc[1], w[1], x[1])] }
     }
     #[inline(always)]
+    unsafe fn dots<const BITS: u32, const N: usize, const T: usize>(w: &[I; N], x: *const u8) -> [I; T] {
+        let mut dots = [[_mm256_setzero_si256(); 2]; T];
+        if BITS == 8 && !VNNI {
+            // What is done to a token's bytes first is worth sharing.
+            for (t, dot) in dots.iter_mut().enumerate() {
+                for (i, w) in w.iter().enumerate() {
+                    *dot = Self::dot_u8(*dot, *w, [splat4(x.add(t * UNIT + 4 * i)); 2]);
+                }
+            }
+            return dots;
+        }
+        // The vectors' halves one after the other: eight of them stay in registers for all tokens.
+        for half in 0..2 {
+            let mut halves = [_mm256_setzero_si256(); N];
+            for (half_w, w) in halves.iter_mut().zip(w) {
+                *half_w = w[half];
+            }
+            for (t, dot) in dots.iter_mut().enumerate().take(if T > 2 { opaque(T) } else { T }) {
+                dot[half] = dots_of::<VNNI, BITS, N>(&halves, x.add(t * UNIT));
+            }
+        }
+        dots
+    }
+    #[inline(always)]
     unsafe fn transpose(rows: [I; 16]) -> [I; 16] {
         let mut columns = rows;
         for (half, rows) in rows.as_chunks::<8>().0.iter().enumerate() {
@@ -243,6 +269,53 @@ unsafe fn vnni(acc: I, w: I, x: I) -> I {
 #[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
 unsafe fn dot_pairs(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
     _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)))
+}
+
+/// `n`, of which the compiler knows nothing: a loop so often is not unrolled, which would mix the registers of several
+/// rounds until they go through memory.
+#[inline(always)]
+fn opaque(mut n: usize) -> usize {
+    // SAFETY: no instruction.
+    unsafe { asm!("/* {} */", inout(reg) n, options(pure, nomem, nostack, preserves_flags)) };
+    n
+}
+
+/// [`Vector::dots`] of half the lanes and one token.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
+unsafe fn dots_of<const VNNI: bool, const BITS: u32, const N: usize>(
+    w: &[__m256i; N],
+    x: *const u8,
+) -> __m256i {
+    let mut dot = _mm256_setzero_si256();
+    if VNNI {
+        for (i, w) in w.iter().enumerate() {
+            dot = _mm256_dpbusd_avx_epi32(dot, *w, splat4(x.add(4 * i)));
+        }
+    } else {
+        // Sums of two products, at most `2 * 2^BITS * 127`, of which 16 bits hold a few.
+        let few = match BITS {
+            ..=4 => 8,
+            5 => 4,
+            6 => 2,
+            _ => 1,
+        };
+        for (j, w) in w.chunks(few).enumerate() {
+            let mut words = _mm256_maddubs_epi16(w[0], splat4(x.add(4 * few * j)));
+            for (i, w) in w.iter().enumerate().skip(1) {
+                words = _mm256_add_epi16(words, _mm256_maddubs_epi16(*w, splat4(x.add(4 * (few * j + i)))));
+            }
+            dot = _mm256_add_epi32(dot, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
+        }
+    }
+    dot
+}
+
+/// Four bytes in each lane.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
+unsafe fn splat4(x: *const u8) -> __m256i {
+    _mm256_set1_epi32(x.cast::<i32>().read_unaligned())
 }
 
 /// Products of any bytes, widened first: two of them would saturate 16 bits.

@@ -53,14 +53,17 @@ pub(super) trait Elements {
 
 /// Elements that are integers.
 pub(super) trait Quants: Elements {
-    /// Whether all codes are less than 128.
-    const SMALL: bool = true;
-
     /// Quad `i` of the unit at `w`.
     ///
     /// # Safety
     /// Of [`Vector`]; `w` has a unit, `i < 8`.
     unsafe fn quad<V: Vector>(w: *const u8, i: usize) -> V::I;
+
+    /// [`Vector::dots`] for codes of this width.
+    ///
+    /// # Safety
+    /// Of [`Vector`]; at `x` are units of `T` tokens, or their second halves.
+    unsafe fn dots<V: Vector, const N: usize, const T: usize>(quads: &[V::I; N], x: *const u8) -> [V::I; T];
 }
 
 /// Integers of `BITS` bits.
@@ -96,7 +99,11 @@ unsafe fn plane<V: Vector>(w: *const u8, bits: usize, i: usize, to: usize) -> V:
 }
 
 impl<const BITS: u32> Quants for Bits<BITS> {
-    const SMALL: bool = BITS < 8;
+    #[inline(always)]
+    unsafe fn dots<V: Vector, const N: usize, const T: usize>(quads: &[V::I; N], x: *const u8) -> [V::I; T] {
+        // SAFETY: the same contract.
+        unsafe { V::dots::<BITS, N, T>(quads, x) }
+    }
 
     #[inline(always)]
     #[expect(unsafe_op_in_unsafe_fn, reason = "Quants' contract")]
@@ -122,6 +129,12 @@ impl<const BITS: u32> Elements for Bits<BITS> {
 
 impl Quants for Fp4 {
     #[inline(always)]
+    unsafe fn dots<V: Vector, const N: usize, const T: usize>(quads: &[V::I; N], x: *const u8) -> [V::I; T] {
+        // SAFETY: the same contract; the table's values are less than 32.
+        unsafe { V::dots::<5, N, T>(quads, x) }
+    }
+
+    #[inline(always)]
     unsafe fn quad<V: Vector>(w: *const u8, i: usize) -> V::I {
         // SAFETY: the same contract; the plane gives codes below 16.
         unsafe { V::lookup(&E2M1_TABLE, plane::<V>(w, 4, i, 0)) }
@@ -139,7 +152,11 @@ impl Elements for Fp4 {
 }
 
 impl<Q: Quants> Quants for Halves<Q> {
-    const SMALL: bool = Q::SMALL;
+    #[inline(always)]
+    unsafe fn dots<V: Vector, const N: usize, const T: usize>(quads: &[V::I; N], x: *const u8) -> [V::I; T] {
+        // SAFETY: the same contract.
+        unsafe { Q::dots::<V, N, T>(quads, x) }
+    }
 
     #[inline(always)]
     unsafe fn quad<V: Vector>(w: *const u8, i: usize) -> V::I {
@@ -160,7 +177,11 @@ impl<Q: Quants> Elements for Halves<Q> {
 }
 
 impl<Q: Quants> Quants for Super<Q> {
-    const SMALL: bool = Q::SMALL;
+    #[inline(always)]
+    unsafe fn dots<V: Vector, const N: usize, const T: usize>(quads: &[V::I; N], x: *const u8) -> [V::I; T] {
+        // SAFETY: the same contract.
+        unsafe { Q::dots::<V, N, T>(quads, x) }
+    }
 
     #[inline(always)]
     unsafe fn quad<V: Vector>(w: *const u8, i: usize) -> V::I {
@@ -342,22 +363,25 @@ impl<Q: Quants, const T: usize> Kernel for Int8<'_, Q, T> {
         let (mut w, mut x) = (self.0.block.as_ptr(), self.0.x.as_ptr());
         for _ in 0..layout.units / group_units {
             let start = w;
-            let mut scales = scales::<V, Q>(start, layout, 0);
+            let scales = scales::<V, Q>(start, layout, 0);
             w = w.add(meta_bytes);
-            // What waits for the scale of the group.
-            let mut part = [V::splat(0.0); T];
-            for u in 0..group_units {
-                if Q::SUPER {
-                    scales = self::scales::<V, Q>(start, layout, u);
+            if Q::SUPER || group_units == 1 {
+                for u in 0..group_units {
+                    let scales = if Q::SUPER { self::scales::<V, Q>(start, layout, u) } else { scales };
+                    scaled_unit::<V, Q, T>([w, x], &scales, &mut acc);
+                    w = w.add(Q::BYTES);
+                    x = x.add(T * INT8_BYTES);
                 }
-                unit::<V, Q, T>([w, x], &scales, &mut acc, &mut part);
-                w = w.add(Q::BYTES);
-                x = x.add(T * INT8_BYTES);
-                if !Q::HALVES && (Q::SUPER || u + 1 == group_units) {
-                    for (acc, part) in acc.iter_mut().zip(&mut part) {
-                        *acc = V::fma(scales.scale[0], *part, *acc);
-                        *part = V::splat(0.0);
-                    }
+            } else {
+                // What waits for the scale of the group.
+                let mut part = [V::splat(0.0); T];
+                for _ in 0..group_units {
+                    shared_unit::<V, Q, T>([w, x], scales.bias[0], &mut acc, &mut part);
+                    w = w.add(Q::BYTES);
+                    x = x.add(T * INT8_BYTES);
+                }
+                for (acc, part) in acc.iter_mut().zip(part) {
+                    *acc = V::fma(scales.scale[0], part, *acc);
                 }
             }
         }
@@ -367,15 +391,10 @@ impl<Q: Quants, const T: usize> Kernel for Int8<'_, Q, T> {
     }
 }
 
-/// Adds a unit at `w` times the unit of `T` tokens at `x`: to `acc`, but what awaits a group's scale to `part`.
+/// The quads of the unit at `w`; what follows it is asked for.
 #[inline(always)]
 #[expect(unsafe_op_in_unsafe_fn, reason = "Int8's contract, handed on")]
-unsafe fn unit<V: Vector, Q: Quants, const T: usize>(
-    [w, x]: [*const u8; 2],
-    scales: &Scales<V>,
-    acc: &mut [V::F; T],
-    part: &mut [V::F; T],
-) {
+unsafe fn quads<V: Vector, Q: Quants>(w: *const u8) -> [V::I; QUADS] {
     for line in 0..Q::BYTES / 64 {
         V::prefetch(w.wrapping_add(AHEAD + line * 64));
     }
@@ -383,37 +402,58 @@ unsafe fn unit<V: Vector, Q: Quants, const T: usize>(
     for (i, quad) in quads.iter_mut().enumerate() {
         *quad = Q::quad::<V>(w, i);
     }
+    quads
+}
+
+/// Adds a unit at `w`, which has scales of its own, times the unit of `T` tokens at `x` to `acc`.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Int8's contract, handed on")]
+unsafe fn scaled_unit<V: Vector, Q: Quants, const T: usize>(
+    [w, x]: [*const u8; 2],
+    scales: &Scales<V>,
+    acc: &mut [V::F; T],
+) {
+    let quads = quads::<V, Q>(w);
     let floats = x.add(T * UNIT).cast::<f32>();
-    for t in 0..T {
-        let scale = V::splat(floats.add(t).read_unaligned());
-        let x = x.add(t * UNIT);
-        if Q::HALVES {
-            for half in 0..2 {
-                let dot =
-                    V::from_i32(dot::<V, Q>(&quads[half * QUADS / 2..][..QUADS / 2], x.add(half * UNIT / 2)));
+    if Q::HALVES {
+        for (half, quads) in quads.as_chunks::<{ QUADS / 2 }>().0.iter().enumerate() {
+            let dots: [V::I; T] = Q::dots::<V, _, T>(quads, x.add(half * UNIT / 2));
+            for (t, (acc, dot)) in acc.iter_mut().zip(dots).enumerate() {
+                let scale = V::splat(floats.add(t).read_unaligned());
                 let sum = V::splat(floats.add((2 + half) * T + t).read_unaligned());
-                acc[t] = V::fma(V::mul(scales.scale[half], scale), dot, acc[t]);
-                acc[t] = V::fma(scales.bias[half], sum, acc[t]);
+                *acc = V::fma(V::mul(scales.scale[half], scale), V::from_i32(dot), *acc);
+                *acc = V::fma(scales.bias[half], sum, *acc);
             }
-        } else {
-            let dot = V::from_i32(dot::<V, Q>(&quads, x));
+        }
+    } else {
+        let dots: [V::I; T] = Q::dots::<V, _, T>(&quads, x);
+        for (t, (acc, dot)) in acc.iter_mut().zip(dots).enumerate() {
+            let scale = V::splat(floats.add(t).read_unaligned());
             let sum = V::splat(floats.add(T + t).read_unaligned());
-            part[t] = V::fma(dot, scale, part[t]);
-            acc[t] = V::fma(scales.bias[0], sum, acc[t]);
+            *acc = V::fma(V::mul(scales.scale[0], scale), V::from_i32(dot), *acc);
+            *acc = V::fma(scales.bias[0], sum, *acc);
         }
     }
 }
 
-/// The products of `quads` and the codes of one token at `x`.
+/// Adds a unit at `w` times the unit of `T` tokens at `x`: what awaits the group's scale to `part`, the rest to `acc`.
 #[inline(always)]
 #[expect(unsafe_op_in_unsafe_fn, reason = "Int8's contract, handed on")]
-unsafe fn dot<V: Vector, Q: Quants>(quads: &[V::I], x: *const u8) -> V::I {
-    let mut dot = V::splat_i(0);
-    for (i, quads) in quads.as_chunks().0.iter().enumerate() {
-        let x = x.add(i * 16);
-        dot = if Q::SMALL { V::dots_u7(dot, quads, x) } else { V::dots_u8(dot, quads, x) };
+unsafe fn shared_unit<V: Vector, Q: Quants, const T: usize>(
+    [w, x]: [*const u8; 2],
+    bias: V::F,
+    acc: &mut [V::F; T],
+    part: &mut [V::F; T],
+) {
+    let quads = quads::<V, Q>(w);
+    let floats = x.add(T * UNIT).cast::<f32>();
+    let dots: [V::I; T] = Q::dots::<V, _, T>(&quads, x);
+    for (t, dot) in dots.into_iter().enumerate() {
+        let scale = V::splat(floats.add(t).read_unaligned());
+        let sum = V::splat(floats.add(T + t).read_unaligned());
+        part[t] = V::fma(V::from_i32(dot), scale, part[t]);
+        acc[t] = V::fma(bias, sum, acc[t]);
     }
-    dot
 }
 
 /// Products of `f32` activations and the weights' exact values.

@@ -76,6 +76,7 @@ static AVX512: [Kernels; 3] = [
         tiles: Some(tiles::Tiles {
             expand: tiles::expand::<avx512::Avx512<true>>,
             multiply: amx::multiply,
+            emit: tiles::emit::<avx512::Avx512<true>>,
             strips: amx::strips,
         }),
         ..table::<avx512::Avx512<true>>("avx512-amx")

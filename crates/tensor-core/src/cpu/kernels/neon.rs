@@ -215,25 +215,23 @@ impl<const DOT: u8> Vector for Neon<DOT> {
         ]
     }
     #[inline(always)]
-    unsafe fn dots_u8(acc: I, w: &[I; 4], x: *const u8) -> I {
-        let x = load_s32(x);
-        let acc = if DOT >= I8MM { acc } else { Self::add_i(acc, [times_128(x); 4]) };
-        [
-            dots_any::<DOT>(acc[0], register(w, 0), x),
-            dots_any::<DOT>(acc[1], register(w, 1), x),
-            dots_any::<DOT>(acc[2], register(w, 2), x),
-            dots_any::<DOT>(acc[3], register(w, 3), x),
-        ]
-    }
-    #[inline(always)]
-    unsafe fn dots_u7(acc: I, w: &[I; 4], x: *const u8) -> I {
-        let x = load_s32(x);
-        [
-            dots_small::<DOT>(acc[0], register(w, 0), x),
-            dots_small::<DOT>(acc[1], register(w, 1), x),
-            dots_small::<DOT>(acc[2], register(w, 2), x),
-            dots_small::<DOT>(acc[3], register(w, 3), x),
-        ]
+    unsafe fn dots<const BITS: u32, const N: usize, const T: usize>(w: &[I; N], x: *const u8) -> [I; T] {
+        let mut dots = [[vdupq_n_s32(0); 4]; T];
+        for (t, dot) in dots.iter_mut().enumerate() {
+            for (i, w) in w.as_chunks::<4>().0.iter().enumerate() {
+                let x = load_s32(x.add(t * UNIT + 16 * i));
+                let offset = if BITS < 8 || DOT >= I8MM { vdupq_n_s32(0) } else { times_128(x) };
+                for (lanes, dot) in dot.iter_mut().enumerate() {
+                    let w = [w[0][lanes], w[1][lanes], w[2][lanes], w[3][lanes]];
+                    *dot = if BITS < 8 {
+                        dots_small::<DOT>(*dot, w, x)
+                    } else {
+                        dots_any::<DOT>(vaddq_s32(*dot, offset), w, x)
+                    };
+                }
+            }
+        }
+        dots
     }
     #[inline(always)]
     unsafe fn shr_u8(a: I, n: u32) -> I {

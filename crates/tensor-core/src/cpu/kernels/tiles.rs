@@ -8,6 +8,7 @@ use rillm_quant::FloatType;
 
 use super::matmul::{Bits, Elements, Fp4, Halves, Super, scales};
 use super::vector::{Kernel, LANES, Vector};
+use crate::cpu::matmul::Residual;
 use crate::cpu::packed::{Codes, Layout, Meta, UNIT};
 
 /// Bytes of a tile.
@@ -20,6 +21,8 @@ pub(crate) struct Tiles {
     pub expand: fn(Slab<'_>, &mut [u8]),
     /// Multiplies them.
     pub multiply: fn(Product<'_>),
+    /// Brings the results out.
+    pub emit: fn(Emission<'_>),
     /// Multiplies for attention.
     pub strips: fn(Strips<'_>),
 }
@@ -51,6 +54,22 @@ pub(crate) struct Product<'a> {
     pub c: &'a mut [[f32; LANES * LANES]],
     /// Whether the results add to what is there.
     pub resume: bool,
+}
+
+/// One token's results of consecutive blocks, on their way from tiles to a row.
+pub(crate) struct Emission<'a> {
+    /// The tiles of [`Product::c`], from the first of the token's; block `i` is `i / 2 * step + i % 2` further.
+    pub sums: &'a [[f32; LANES * LANES]],
+    /// Tiles from one pair of blocks to the next.
+    pub step: usize,
+    /// The token's row of its tile.
+    pub token: usize,
+    /// Added to the results.
+    pub bias: Option<&'a [f32]>,
+    /// What `out` holds before.
+    pub residual: Residual,
+    /// As many results as are wanted.
+    pub out: &'a mut [f32],
 }
 
 /// `c[i][j] = Σ a[i][k] b[k][j]` for rows `i` in tiles of 16, columns `j` in tiles of 16, `k` in steps of 32.
@@ -160,3 +179,58 @@ impl<E: Elements> Kernel for Expand<'_, E> {
         }
     }
 }
+
+/// Writes a token's results.
+///
+/// Safe only as an entry of [`Kernels`](super::Kernels), which is handed out after detection.
+pub(super) fn emit<V: Vector>(emission: Emission<'_>) {
+    let blocks = emission.out.len().div_ceil(LANES);
+    assert!(
+        blocks == 0 || (blocks - 1) / 2 * emission.step + (blocks - 1) % 2 < emission.sums.len(),
+        "all blocks have sums"
+    );
+    assert!(emission.token < LANES, "a tile has 16 tokens");
+    assert!(emission.bias.is_none_or(|bias| bias.len() == emission.out.len()), "every result has a bias");
+    // SAFETY: the table was handed out after detection; sizes were checked.
+    unsafe { V::call(Emit(emission)) }
+}
+
+/// Sums and bias are there for every result.
+struct Emit<'a>(Emission<'a>);
+
+impl Kernel for Emit<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(unsafe_op_in_unsafe_fn, reason = "this kernel's contract: sums and bias are there")]
+    unsafe fn run<V: Vector>(self) {
+        let Emission { sums, step, token, bias, residual, out } = self.0;
+        let len = out.len();
+        let out = out.as_mut_ptr();
+        for i in 0..len.div_ceil(LANES) {
+            let (at, n) = (i * LANES, LANES.min(len - i * LANES));
+            let tile = sums.as_ptr().add(i / 2 * step + i % 2).cast::<f32>();
+            let mut y = V::load(tile.add(token * LANES));
+            if n == LANES {
+                if let Some(bias) = bias {
+                    y = V::add(y, V::load(bias.as_ptr().add(at)));
+                }
+                if residual == Residual::InPlace {
+                    y = V::add(y, V::load(out.add(at)));
+                }
+                V::store(out.add(at), y);
+            } else {
+                if let Some(bias) = bias {
+                    y = V::add(y, V::load_partial(bias.as_ptr().add(at), n));
+                }
+                if residual == Residual::InPlace {
+                    y = V::add(y, V::load_partial(out.add(at), n));
+                }
+                V::store_partial(out.add(at), y, n);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod reference;

@@ -7,6 +7,8 @@
 //! All arithmetic is IEEE single precision with fused multiply-add, and reductions have one order, so that
 //! the same body gives the same bits on every instruction set ([`Vector::dot_bf16`] apart).
 
+use crate::cpu::packed::UNIT;
+
 /// Lanes of a [`Vector`]; rows of a packed block.
 pub(crate) const LANES: usize = 16;
 
@@ -92,28 +94,25 @@ pub(crate) trait Vector: Copy + 'static {
     /// [`dot_u8`](Self::dot_u8) for bytes of `w` that are less than 128.
     unsafe fn dot_u7(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
 
-    /// [`dot_u8`](Self::dot_u8) of each `w` in turn and four bytes at `x`, `x + 4`, ..., the same in all lanes.
+    /// For each of `T` tokens, the sum of [`dot_u8`](Self::dot_u8) of each `w` and four bytes of the token at `x`,
+    /// `x + 4`, .., the same in all lanes; a token is [`UNIT`] bytes further than the last. For bytes of `w` that are
+    /// less than `2^BITS`, and of `x` that are not -128.
     #[inline(always)]
-    unsafe fn dots_u8(acc: Self::I, w: &[Self::I; 4], x: *const u8) -> Self::I {
-        let mut acc = acc;
-        for (i, w) in w.iter().enumerate() {
-            // SAFETY: this function's own contract, of 16 bytes at `x`.
-            acc =
-                unsafe { Self::dot_u8(acc, *w, Self::splat_i(x.add(4 * i).cast::<i32>().read_unaligned())) };
+    unsafe fn dots<const BITS: u32, const N: usize, const T: usize>(
+        w: &[Self::I; N],
+        x: *const u8,
+    ) -> [Self::I; T] {
+        // SAFETY: this function's own contract, of `4 * N` bytes of each token.
+        unsafe {
+            let mut dots = [Self::splat_i(0); T];
+            for (t, dot) in dots.iter_mut().enumerate() {
+                for (i, w) in w.iter().enumerate() {
+                    let x = Self::splat_i(x.add(t * UNIT + 4 * i).cast::<i32>().read_unaligned());
+                    *dot = if BITS < 8 { Self::dot_u7(*dot, *w, x) } else { Self::dot_u8(*dot, *w, x) };
+                }
+            }
+            dots
         }
-        acc
-    }
-
-    /// [`dots_u8`](Self::dots_u8) for bytes of `w` that are less than 128.
-    #[inline(always)]
-    unsafe fn dots_u7(acc: Self::I, w: &[Self::I; 4], x: *const u8) -> Self::I {
-        let mut acc = acc;
-        for (i, w) in w.iter().enumerate() {
-            // SAFETY: this function's own contract, of 16 bytes at `x`.
-            acc =
-                unsafe { Self::dot_u7(acc, *w, Self::splat_i(x.add(4 * i).cast::<i32>().read_unaligned())) };
-        }
-        acc
     }
 
     /// Each byte `>> n`, `n < 8`, meant for constants.

@@ -6,6 +6,7 @@ use rillm_quant::{FloatType, Format};
 use super::tiled;
 use super::{Context, Epilogue, Precision, Residual, Scratch, linear};
 use crate::cpu::buffer::Arena;
+use crate::cpu::kernels::tiles::reference::TILED;
 use crate::cpu::kernels::{Kernels, available, best, by_name};
 use crate::cpu::packed::Packed;
 use crate::cpu::packed::tests::{Noise, formats, random};
@@ -23,6 +24,11 @@ struct Case {
 }
 
 const T: usize = 41;
+
+/// The tables of this processor, and one whose tiles are plain code.
+fn tables() -> impl Iterator<Item = &'static Kernels> {
+    available().into_iter().chain([&TILED])
+}
 
 impl Case {
     fn new(formats: &[Format], rows: usize, cols: usize) -> Self {
@@ -56,6 +62,10 @@ impl Case {
         let out = RowsMut { data: &mut data, rows: t, cols: width, stride };
         let epilogue = Epilogue { bias: Some(&self.bias), residual: Residual::None };
         linear(&ctx, &Source::Rows(x), &self.parts, epilogue, out).unwrap();
+        assert!(
+            data.chunks(stride).all(|row| row[width..].iter().all(|x| x.is_nan())),
+            "gaps are left alone"
+        );
         data.chunks(stride).flat_map(|row| row[..width].to_vec()).collect()
     }
 
@@ -123,7 +133,7 @@ fn exact_is_the_same_for_any_batch_and_threads_and_table() {
 
 #[test]
 fn fast_is_within_the_rounding_of_activations() {
-    for kernels in available() {
+    for kernels in tables() {
         for format in formats() {
             for cols in cols_of(format) {
                 let case = Case::new(&[format], 19, cols);
@@ -166,6 +176,25 @@ fn fast_is_within_the_rounding_of_activations() {
 }
 
 #[test]
+fn residuals_are_added_in_place() {
+    let case = Case::new(&[Format::Q4_0, Format::Q8_0], 29, 96);
+    let width = case.weights.len();
+    for kernels in tables() {
+        let want = case.run(kernels, Precision::Fast, 1, [0, T]);
+        let (threads, scratch) = (Threads::new(2).unwrap(), Scratch::default());
+        let ctx = Context { kernels, threads: &threads, precision: Precision::Fast, scratch: &scratch };
+        let x = Rows { data: &case.x, rows: T, cols: 96, stride: 96 };
+        let mut data: Vec<f32> = (0..T * width).map(|i| (i % 13) as f32).collect();
+        let out = RowsMut { data: &mut data, rows: T, cols: width, stride: width };
+        let epilogue = Epilogue { bias: Some(&case.bias), residual: Residual::InPlace };
+        linear(&ctx, &Source::Rows(x), &case.parts, epilogue, out).unwrap();
+        for (i, (y, want)) in data.iter().zip(&want).enumerate() {
+            assert_eq!(*y, want + (i % 13) as f32, "{} at {i}", kernels.name);
+        }
+    }
+}
+
+#[test]
 fn parts_of_different_formats_stand_side_by_side() {
     let affine = Format::Affine { bits: 4, group: 64, meta: FloatType::BF16 };
     let mixed = [affine, Format::Float(FloatType::BF16), Format::Q6K, Format::Float(FloatType::F16)];
@@ -191,7 +220,7 @@ fn a_large_product_is_cut_without_a_seam() {
 #[test]
 fn nan_and_infinity_are_not_lost() {
     let format = Format::Affine { bits: 4, group: 32, meta: FloatType::F16 };
-    for kernels in available() {
+    for kernels in tables() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut case = Case::new(&[format], 3, 64);
             case.x[40] = bad;

@@ -3,7 +3,7 @@
 
 use super::{Context, Out, Product, Task};
 use crate::Result;
-use crate::cpu::kernels::tiles::{Product as Pair, Slab, TILE, Tiles};
+use crate::cpu::kernels::tiles::{Emission, Product as Pair, Slab, TILE, Tiles};
 use crate::cpu::kernels::vector::LANES;
 
 /// Tokens from which writing weights out pays.
@@ -68,14 +68,18 @@ impl Product<'_> {
             }
         }
         // Token by token: a row of the result is written from end to end.
+        let first = task.column + blocks.start * LANES;
+        let rows = part.rows().min(blocks.end * LANES) - blocks.start * LANES;
         for t in 0..self.t {
-            for (i, block) in blocks.clone().enumerate() {
-                let tile = &sums[(i / 2 * token_tiles + t / LANES) * 2 + i % 2];
-                let (rows, _) = tile.as_chunks::<LANES>();
-                let n = LANES.min(part.rows() - block * LANES);
+            (tiles.emit)(Emission {
+                sums: &sums[t / LANES * 2..],
+                step: 2 * token_tiles,
+                token: t % LANES,
+                bias: self.epilogue.bias.map(|bias| &bias[first..][..rows]),
+                residual: self.epilogue.residual,
                 // SAFETY: see `multiply`.
-                unsafe { out.put([t, task.column + block * LANES], &rows[t % LANES], n) };
-            }
+                out: unsafe { out.row([t, first], rows) },
+            });
         }
         ctx.scratch.give(scratch);
         Ok(())

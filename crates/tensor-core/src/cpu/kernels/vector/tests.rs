@@ -209,15 +209,12 @@ impl Kernel for Integers<'_> {
                 V::lookup(&table, low),
                 V::dot_u8(c, a, b),
                 V::dot_u7(c, small, b),
-                V::dots_u8(c, &[a, b, c, low], self.0[1].as_ptr()),
-                V::dots_u7(c, &[small, low, V::and(b, V::splat_i(0x7f7f_7f7f)), small], self.0[2].as_ptr()),
                 V::shr_u8(a, 4),
                 V::shr_u8(b, 7),
                 V::to_bits(V::from_i32(a)),
-                V::round(V::from_i32(V::shr(a, 1))),
             ];
-            for x in &results[..16] {
-                V::store(lanes.as_mut_ptr(), V::from_bits(*x));
+            for x in results {
+                V::store(lanes.as_mut_ptr(), V::from_bits(x));
                 out.extend(lanes.map(f32::to_bits));
             }
             let mut bytes = [0i8; LANES];
@@ -339,4 +336,83 @@ fn bf16_pairs_agree_within_an_ulp_of_the_terms() {
     let mut seed = 11;
     let values = (0..700).map(|_| half::bf16::from_f32(noise(&mut seed) as f32 / 2f32.powi(31) - 1.0));
     everywhere(&Test(values.flat_map(half::bf16::to_le_bytes).collect()));
+}
+
+/// Dot products of eight vectors of codes below `2^BITS` and the codes of `T` tokens; with half of the vectors, too.
+struct Dots<'a, const BITS: u32, const T: usize>([&'a [u8]; 2]);
+
+impl<const BITS: u32, const T: usize> Kernel for Dots<'_, BITS, T> {
+    type Output = Vec<u32>;
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) -> Vec<u32> {
+        let (mut lanes, mut out) = ([0.0f32; LANES], vec![]);
+        // SAFETY: there are 8 vectors and 8 tokens of 32 bytes, none of them -128.
+        unsafe {
+            let mask = V::splat_i(i32::from_ne_bytes([(0xff >> (8 - BITS)) as u8; 4]));
+            let mut w = [mask; 8];
+            for (i, w) in w.iter_mut().enumerate() {
+                *w = V::and(V::load_i(self.0[0].as_ptr().add(64 * i)), mask);
+            }
+            let x = self.0[1].as_ptr();
+            let all: [V::I; T] = V::dots::<BITS, 8, T>(&w, x);
+            let half: [V::I; T] = V::dots::<BITS, 4, T>(&[w[4], w[5], w[6], w[7]], x.add(16));
+            for dot in all.into_iter().chain(half) {
+                V::store(lanes.as_mut_ptr(), V::from_bits(dot));
+                out.extend(lanes.map(f32::to_bits));
+            }
+        }
+        out
+    }
+}
+
+#[test]
+fn dot_products_of_tokens_agree_bit_for_bit() {
+    struct Test(Vec<u8>);
+    impl Test {
+        fn tokens<V: Vector, const BITS: u32>(&self, name: &str, [w, x]: [&[u8]; 2]) {
+            let label = format!("{name}, {BITS} bits");
+            assert_eq!(
+                run::<V, _>(Dots::<BITS, 1>([w, x])),
+                run::<Scalar, _>(Dots::<BITS, 1>([w, x])),
+                "{label}"
+            );
+            assert_eq!(
+                run::<V, _>(Dots::<BITS, 2>([w, x])),
+                run::<Scalar, _>(Dots::<BITS, 2>([w, x])),
+                "{label}"
+            );
+            assert_eq!(
+                run::<V, _>(Dots::<BITS, 4>([w, x])),
+                run::<Scalar, _>(Dots::<BITS, 4>([w, x])),
+                "{label}"
+            );
+            assert_eq!(
+                run::<V, _>(Dots::<BITS, 8>([w, x])),
+                run::<Scalar, _>(Dots::<BITS, 8>([w, x])),
+                "{label}"
+            );
+        }
+    }
+    impl Check for Test {
+        fn check<V: Vector>(&self, name: &str) {
+            // The greatest sums, then bytes of every kind at every address.
+            let extremes = [[0xff, 0x81], [0xff, 0x7f], [0x00, 0x81], [0x00, 0x7f]];
+            let mut pairs: Vec<[Vec<u8>; 2]> = extremes.map(|[w, x]| [vec![w; 512], vec![x; 256]]).into();
+            pairs.extend((0..=257).map(|at| {
+                let x = self.0[at + 512..][..256].iter().map(|x| if *x == 0x80 { 0x81 } else { *x });
+                [self.0[at..][..512].to_vec(), x.collect()]
+            }));
+            for [w, x] in &pairs {
+                self.tokens::<V, 2>(name, [w, x]);
+                self.tokens::<V, 3>(name, [w, x]);
+                self.tokens::<V, 4>(name, [w, x]);
+                self.tokens::<V, 5>(name, [w, x]);
+                self.tokens::<V, 6>(name, [w, x]);
+                self.tokens::<V, 8>(name, [w, x]);
+            }
+        }
+    }
+    let mut seed = 11;
+    everywhere(&Test((0..1100).map(|_| noise(&mut seed) as u8).collect()));
 }
