@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use rillm_quant::RawTensor;
 
-use crate::{Activation, AttnParams, AttnSpan, Batch, Keys, Result, Rope};
+use crate::{Activation, AttnParams, AttnSpan, Batch, Error, Keys, Result, Rope};
 
 /// Token ids to embed: known to the host, or sampled on the device and not yet read.
 #[derive(Debug)]
@@ -56,7 +56,8 @@ pub enum Input<'a, B: Backend> {
 ///
 /// An operand taken by value may be reused for the result: an eager backend writes in place when it holds the
 /// only reference, a lazy one records a node. [`write_rows`](Self::write_rows) and
-/// [`write_keys`](Self::write_keys) are the only mutations, [`read`](Self::read) the only call that waits.
+/// [`write_keys`](Self::write_keys) are the only mutations; only [`read`](Self::read),
+/// [`read_ids`](Self::read_ids) and [`evaluate`](Self::evaluate) wait.
 pub trait Backend: Clone + Debug + Send + Sized + 'static {
     /// An activation or a key buffer. Cloning copies a reference.
     type Tensor: Clone + Debug + Send + 'static;
@@ -129,7 +130,7 @@ pub trait Backend: Clone + Debug + Send + Sized + 'static {
         src: &Self::Tensor,
         rows: std::ops::Range<usize>,
     ) -> Result<()>;
-    /// Copies `x` to host memory, row-major, waiting for it if need be. The only blocking call.
+    /// Copies `x` to host memory, row-major, waiting for it if need be.
     fn read(&self, x: &Self::Tensor, out: &mut Vec<f32>) -> Result<()>;
 
     // Fusions. Each default is the specification; a backend overrides what it can beat.
@@ -177,13 +178,21 @@ pub trait Backend: Clone + Debug + Send + Sized + 'static {
             None => self.write_rows(dst, at, keys.x, rows),
         }
     }
-    /// The most likely token of each row of `logits: [t, vocab]`, left on the device for
-    /// [`Ids::Device`]; `None` if the backend prefers the host to pick.
+    /// The most likely token of each row of `logits: [t, vocab]`, the first of equals, left on the device for
+    /// [`Ids::Device`] and [`read_ids`](Self::read_ids); `None` if the backend prefers the host to pick.
     fn argmax(&self, _logits: &Self::Tensor) -> Result<Option<Self::Tensor>> {
         Ok(None)
     }
-    /// Starts computing `x` without waiting. Nothing to do for an eager backend.
-    fn submit(&self, _x: &Self::Tensor) -> Result<()> {
+    /// Appends the ids of a result of [`argmax`](Self::argmax), waiting for them if need be.
+    fn read_ids(&self, _ids: &Self::Tensor, _out: &mut Vec<u32>) -> Result<()> {
+        Err(Error::NoDeviceIds)
+    }
+    /// Starts computing `xs`, and all that they need, without waiting. Nothing to do for an eager backend.
+    fn submit(&self, _xs: &[&Self::Tensor]) -> Result<()> {
+        Ok(())
+    }
+    /// Computes `xs`, so that what they were made from can be let go. Nothing to do for an eager backend.
+    fn evaluate(&self, _xs: &[&Self::Tensor]) -> Result<()> {
         Ok(())
     }
 }

@@ -7,6 +7,8 @@
 mod backend;
 pub mod cpu;
 mod error;
+#[cfg(feature = "mlx")]
+pub mod mlx;
 mod params;
 
 pub use backend::{Backend, Ids, Input};

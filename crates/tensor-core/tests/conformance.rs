@@ -69,7 +69,8 @@ fn moves<B: Backend>(be: &B, random: &mut Random) {
         assert_eq!(be.shape(&tx), [t, d]);
         assert_eq!(values(be, &tx), x);
         assert_eq!(values(be, &tx.clone()), x, "a copied reference");
-        be.submit(&tx).unwrap();
+        be.submit(&[&tx]).unwrap();
+        be.evaluate(&[&tx]).unwrap();
         assert!(be.tensor_bytes(&tx) >= t * d);
 
         let picked: Vec<usize> = (0..=random.below(2 * t)).map(|_| random.below(t)).collect();
@@ -591,4 +592,22 @@ fn cpu_keeps_ids_on_the_host() {
     assert!(matches!(cpu.embed(&table, Ids::Device(&x)), Err(Error::NoDeviceIds)));
     assert!(cpu.argmax(&x).unwrap().is_none());
     assert!(cpu.name().contains("cpu"));
+}
+
+#[cfg(feature = "mlx")]
+mod mlx {
+    use super::*;
+    use rillm_tensor_core::mlx::{Mlx, MlxDevice};
+
+    #[test]
+    fn exact() {
+        let mlx = Mlx::builder().device(MlxDevice::Best).precision(Precision::Exact).build().unwrap();
+        conformance(&mlx, EXACT);
+    }
+
+    #[test]
+    fn default_bodies() {
+        let mlx = Mlx::builder().precision(Precision::Exact).build().unwrap();
+        conformance(&Plain(mlx), EXACT);
+    }
 }

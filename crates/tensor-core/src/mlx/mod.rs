@@ -1,0 +1,602 @@
+//! The MLX backend: lazy, on Metal, CUDA or MLX's CPU. An operation records a node; [`Backend::read`] and its like
+//! compute.
+//!
+//! MLX binds what is not yet computed to the thread that recorded it: a model is loaded and run on one thread. Buffers
+//! of keys and values are updated where they are, because nobody else holds them when the update is computed.
+//!
+//! On Linux mlx-sys's own build script fails: `scripts/mlx-linux.sh` of the repository prepares what it would, and says
+//! how to build with it.
+
+mod attention;
+mod raw;
+mod rope;
+mod weight;
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use mlx_rs::{Array, DeviceType, Dtype, fast, memory, ops, transforms};
+use rillm_quant::{FloatType, Format, RawTensor};
+
+use self::rope::Ropes;
+use self::weight::{Matrix, dims};
+use crate::cpu::Precision;
+use crate::{Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Keys, KvLayout, Result, Rope};
+
+pub use self::weight::MlxWeight;
+
+/// What MLX computes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum MlxDevice {
+    /// The graphics card where this build of MLX has one, else the processor.
+    #[default]
+    Best,
+    /// The processor.
+    Cpu,
+    /// The graphics card.
+    Gpu,
+}
+
+/// The MLX backend. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Mlx(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    precision: Precision,
+    on: On,
+    /// Of activations and caches, once it is known.
+    dtype: OnceLock<Dtype>,
+    ropes: Ropes,
+    evals: AtomicUsize,
+    submits: AtomicUsize,
+}
+
+/// Where MLX computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum On {
+    Cpu,
+    Metal,
+    Cuda,
+}
+
+/// Activations, or a key buffer: `[rows, cols]`.
+#[derive(Clone, Debug)]
+pub struct MlxTensor(Array);
+
+impl MlxTensor {
+    fn shape(&self) -> [usize; 2] {
+        [self.0.dim(0) as usize, self.0.dim(1) as usize]
+    }
+}
+
+/// How often a backend asked MLX to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MlxCounts {
+    /// Calls that waited: `eval`.
+    pub evals: usize,
+    /// Calls that did not: `async_eval`.
+    pub submits: usize,
+}
+
+/// Memory that MLX holds, in bytes. The process has one MLX: this counts all of its backends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MlxMemory {
+    /// In use.
+    pub active: usize,
+    /// Free, kept for reuse.
+    pub cached: usize,
+    /// The most that was in use at a time.
+    pub peak: usize,
+}
+
+/// Choices for a [`Mlx`]. The default is the best device, and activations and caches in the type of the weights.
+#[derive(Clone, Debug, Default)]
+pub struct MlxBuilder {
+    device: MlxDevice,
+    precision: Precision,
+    cache_limit: Option<usize>,
+    wired_limit: Option<usize>,
+}
+
+impl MlxBuilder {
+    /// Computes on `device`. MLX has one default device: the latest backend's choice holds for the process.
+    pub fn device(mut self, device: MlxDevice) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Rounds activations and caches as `precision` says: to the type of the weights, or, exactly, not at all.
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// Lets MLX keep at most `bytes` of freed memory for reuse.
+    pub fn cache_limit(mut self, bytes: usize) -> Self {
+        self.cache_limit = Some(bytes);
+        self
+    }
+
+    /// Keeps up to `bytes` resident on the device (Metal).
+    pub fn wired_limit(mut self, bytes: usize) -> Self {
+        self.wired_limit = Some(bytes);
+        self
+    }
+
+    /// Starts the backend.
+    ///
+    /// # Errors
+    /// A device that this build of MLX or this machine lacks, or limits that it refuses. Exact results on CUDA want
+    /// `MLX_ENABLE_TF32=0` in the environment, which MLX reads before its first product.
+    pub fn build(self) -> Result<Mlx> {
+        // The first operation through mlx-rs makes failures errors instead of exits.
+        memory::reset_peak_memory().map_err(exception)?;
+        let on = choose(self.device)?;
+        if let Some(bytes) = self.cache_limit {
+            memory::set_cache_limit(bytes).map_err(exception)?;
+        }
+        if let Some(bytes) = self.wired_limit {
+            memory::set_wired_limit(bytes).map_err(exception)?;
+        }
+        let exact = self.precision == Precision::Exact;
+        let tf32 = std::env::var("MLX_ENABLE_TF32").ok();
+        if exact && on == On::Cuda && tf32.as_deref() != Some("0") {
+            let message = "exact results on CUDA need MLX_ENABLE_TF32=0 in the environment of the process";
+            return Err(error(message.to_owned()));
+        }
+        let dtype = OnceLock::new();
+        // MLX's processor kernels are slow with halves.
+        if exact || on == On::Cpu {
+            dtype.get_or_init(|| Dtype::Float32);
+        }
+        Ok(Mlx(Arc::new(Inner {
+            precision: self.precision,
+            on,
+            dtype,
+            ropes: Ropes::default(),
+            evals: AtomicUsize::new(0),
+            submits: AtomicUsize::new(0),
+        })))
+    }
+}
+
+/// Makes `device` MLX's default.
+fn choose(device: MlxDevice) -> Result<On> {
+    let default = mlx_rs::Device::try_default().and_then(|d| d.get_type()).map_err(exception)?;
+    let card = if raw::has_cuda() { On::Cuda } else { On::Metal };
+    let has_card = matches!(default, DeviceType::Gpu) || card == On::Cuda;
+    match device {
+        MlxDevice::Gpu if !has_card => Err(error("this build of MLX has no graphics card".to_owned())),
+        MlxDevice::Best if !has_card => Ok(On::Cpu),
+        MlxDevice::Cpu => {
+            mlx_rs::Device::set_default(&mlx_rs::Device::cpu());
+            Ok(On::Cpu)
+        }
+        _ => {
+            mlx_rs::Device::set_default(&mlx_rs::Device::gpu());
+            Ok(card)
+        }
+    }
+}
+
+/// What only MLX can report.
+fn error(message: String) -> Error {
+    Error::Backend { backend: "mlx", message }
+}
+
+fn exception(e: mlx_rs::error::Exception) -> Error {
+    error(e.what().to_owned())
+}
+
+fn shape(op: &'static str, got: [usize; 2], want: [usize; 2]) -> Error {
+    Error::Shape { op, got, want }
+}
+
+/// A dimension, which MLX counts in 32 bits.
+fn dim(n: usize) -> Result<i32> {
+    i32::try_from(n).map_err(|_| error(format!("a dimension of {n} is more than MLX can count")))
+}
+
+impl Mlx {
+    /// The backend with default choices.
+    ///
+    /// # Errors
+    /// Those of [`MlxBuilder::build`].
+    pub fn new() -> Result<Self> {
+        Self::builder().build()
+    }
+
+    /// Choices to make.
+    pub fn builder() -> MlxBuilder {
+        MlxBuilder::default()
+    }
+
+    /// How often this backend has asked MLX to compute.
+    pub fn counts(&self) -> MlxCounts {
+        MlxCounts {
+            evals: self.0.evals.load(Ordering::Relaxed),
+            submits: self.0.submits.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Memory that MLX holds.
+    ///
+    /// # Errors
+    /// MLX's.
+    pub fn memory() -> Result<MlxMemory> {
+        Ok(MlxMemory {
+            active: memory::active_memory().map_err(exception)?,
+            cached: memory::cache_memory().map_err(exception)?,
+            peak: memory::peak_memory().map_err(exception)?,
+        })
+    }
+
+    fn dtype(&self) -> Dtype {
+        *self.0.dtype.get().unwrap_or(&Dtype::Float32)
+    }
+
+    /// Takes the type of activations from the first matrix that is loaded.
+    fn settle_dtype(&self, parts: &[RawTensor<'_>]) -> Dtype {
+        if let Some(matrix) = parts.iter().find(|p| p.shape.len() > 1) {
+            let t = match matrix.format {
+                Format::Float(t) | Format::Affine { meta: t, .. } => t,
+                _ => FloatType::BF16,
+            };
+            self.0.dtype.get_or_init(|| match t {
+                FloatType::F32 => Dtype::Float32,
+                FloatType::F16 => Dtype::Float16,
+                FloatType::BF16 => Dtype::Bfloat16,
+            });
+        }
+        self.dtype()
+    }
+
+    fn eval(&self, arrays: &[&Array]) -> Result<()> {
+        self.0.evals.fetch_add(1, Ordering::Relaxed);
+        transforms::eval(arrays.iter().copied()).map_err(exception)
+    }
+
+    /// `x` by stacked matrices, side by side.
+    fn product(&self, x: &Array, matrices: &[Matrix]) -> Result<Array> {
+        if let [matrix] = matrices {
+            return matrix.multiply(x, self.dtype());
+        }
+        let parts = matrices.iter().map(|m| m.multiply(x, self.dtype())).collect::<Result<Vec<_>>>()?;
+        ops::concatenate(&parts, 1).map_err(exception)
+    }
+}
+
+fn tensor(array: mlx_rs::error::Result<Array>) -> Result<MlxTensor> {
+    array.map(MlxTensor).map_err(exception)
+}
+
+fn same_shape(op: &'static str, got: &MlxTensor, want: &MlxTensor) -> Result<()> {
+    let (got, want) = (got.shape(), want.shape());
+    if got == want { Ok(()) } else { Err(shape(op, got, want)) }
+}
+
+/// Rows `rows` of `src` that go to `dst` from `at` on, which has room for them.
+fn check_write(dst: &MlxTensor, at: usize, src: &MlxTensor, rows: &Range<usize>) -> Result<()> {
+    let ([slots, cols], [t, d]) = (dst.shape(), src.shape());
+    let there = rows.start <= rows.end && rows.end <= t && d == cols;
+    if !there || at.checked_add(rows.len()).is_none_or(|end| end > slots) {
+        return Err(shape("write_rows", [t, d], [slots, cols]));
+    }
+    Ok(())
+}
+
+fn check_rope(x: &MlxTensor, rope: &Rope, batch: &Batch) -> Result<()> {
+    let [t, d] = x.shape();
+    let fits =
+        rope.head_dim > 0 && d.is_multiple_of(rope.head_dim) && rope.inv_freq.len() <= rope.head_dim / 2;
+    if fits && batch.rows() == t { Ok(()) } else { Err(shape("rope", [t, d], [batch.rows(), rope.head_dim])) }
+}
+
+fn check_span(q: &MlxTensor, s: &AttnSpan<'_, MlxTensor>, p: &AttnParams) -> Result<()> {
+    let KvLayout { len, keep, ring } = s.layout;
+    let slots = len.min(keep.saturating_add(ring));
+    let fits = |x: &MlxTensor| {
+        let [rows, cols] = x.shape();
+        cols == p.kv_dim() && rows >= slots && (ring > 0 || len <= keep)
+    };
+    if fits(s.k) && fits(s.v) && s.rows.end <= q.shape()[0] && s.rows.len() <= len {
+        return Ok(());
+    }
+    Err(shape("attention", s.k.shape(), [slots, p.kv_dim()]))
+}
+
+/// `act(x)`.
+fn activated(act: Activation, x: &Array) -> mlx_rs::error::Result<Array> {
+    let number = |value: f32| Array::from_f32(value).as_dtype(x.dtype());
+    match act {
+        Activation::Silu => ops::sigmoid(x)?.multiply(x),
+        Activation::Gelu => {
+            let phi = ops::erf(x.multiply(number(std::f32::consts::FRAC_1_SQRT_2)?)?)?;
+            phi.add(number(1.0)?)?.multiply(number(0.5)?)?.multiply(x)
+        }
+        Activation::GeluTanh => {
+            let cube = x.multiply(x)?.multiply(x)?.multiply(number(0.044_715)?)?;
+            let inner = x.add(cube)?.multiply(number(0.797_884_6)?)?;
+            ops::tanh(inner)?.add(number(1.0)?)?.multiply(number(0.5)?)?.multiply(x)
+        }
+        Activation::Relu => ops::maximum(x, number(0.0)?),
+        Activation::Relu2 => ops::maximum(x, number(0.0)?)?.square(),
+    }
+}
+
+impl Backend for Mlx {
+    type Tensor = MlxTensor;
+    type Weight = MlxWeight;
+
+    fn name(&self) -> String {
+        let device = match self.0.on {
+            On::Cpu => "cpu",
+            On::Metal => "metal",
+            On::Cuda => "cuda",
+        };
+        let exact = if self.0.precision == Precision::Exact { ", exact" } else { "" };
+        format!("mlx ({device}{exact})")
+    }
+
+    fn shape(&self, x: &MlxTensor) -> [usize; 2] {
+        x.shape()
+    }
+
+    fn prepare(&self, parts: &[RawTensor<'_>]) -> Result<MlxWeight> {
+        MlxWeight::new(parts, self.settle_dtype(parts))
+    }
+
+    fn weight_bytes(&self, w: &MlxWeight) -> usize {
+        w.bytes()
+    }
+
+    fn kv_buffer(&self, rows: usize, cols: usize) -> Result<MlxTensor> {
+        let bytes = rows.saturating_mul(cols).saturating_mul(raw::size_of_dtype(self.dtype()));
+        let limit = memory::memory_limit().map_err(exception)?;
+        let [Ok(rows), Ok(cols)] = [dim(rows), dim(cols)] else {
+            return Err(Error::OutOfMemory { what: "keys", bytes });
+        };
+        if bytes > limit {
+            return Err(Error::OutOfMemory { what: "keys", bytes });
+        }
+        tensor(ops::zeros_dtype(&[rows, cols], self.dtype()))
+    }
+
+    fn tensor_bytes(&self, x: &MlxTensor) -> usize {
+        x.0.nbytes()
+    }
+
+    fn embed(&self, table: &MlxWeight, ids: Ids<'_, Self>) -> Result<MlxTensor> {
+        let matrices = table.matrices("embed")?;
+        let Some(matrix) = matrices.first() else { return Err(shape("embed", [0, 0], [1, 1])) };
+        let picked;
+        let ids = match ids {
+            Ids::Device(ids) => &ids.0,
+            Ids::Host(ids) => {
+                if let Some(&token) = ids.iter().find(|id| **id as usize >= matrix.rows) {
+                    return Err(Error::TokenOutOfRange { token, vocab: matrix.rows });
+                }
+                if ids.is_empty() {
+                    return tensor(ops::zeros_dtype(&[0, dim(matrix.cols)?], self.dtype()));
+                }
+                picked = Array::from_slice(ids, &[dim(ids.len())?]);
+                &picked
+            }
+        };
+        let ids = ids.reshape(&[ids.size() as i32]).map_err(exception)?;
+        matrix.rows_of(&ids, self.dtype()).map(MlxTensor)
+    }
+
+    fn linear(&self, x: &MlxTensor, w: &MlxWeight, bias: Option<&MlxWeight>) -> Result<MlxTensor> {
+        let matrices = w.matrices("linear")?;
+        let ([t, cols], [out, inp]) = (x.shape(), dims(matrices));
+        if cols != inp {
+            return Err(shape("linear", [t, cols], [t, inp]));
+        }
+        let bias = bias.map(|b| b.vector("linear bias")).transpose()?;
+        if let Some(b) = bias.filter(|b| b.size() != out) {
+            return Err(shape("linear bias", [1, b.size()], [1, out]));
+        }
+        let y = self.product(&x.0, matrices)?;
+        match bias {
+            Some(b) => tensor(y.add(b)),
+            None => Ok(MlxTensor(y)),
+        }
+    }
+
+    fn rms_norm(&self, x: &MlxTensor, w: &MlxWeight, eps: f32) -> Result<MlxTensor> {
+        let ([t, d], w) = (x.shape(), w.vector("rms_norm")?);
+        let n = w.size();
+        if n == 0 || !d.is_multiple_of(n) {
+            return Err(shape("rms_norm", [t, d], [t, n]));
+        }
+        if n == d {
+            return tensor(fast::rms_norm(&x.0, Some(w), eps));
+        }
+        let heads = x.0.reshape(&[dim(t)?, dim(d / n)?, dim(n)?]).map_err(exception)?;
+        let y = fast::rms_norm(heads, Some(w), eps);
+        tensor(y.and_then(|y| y.reshape(&[t as i32, d as i32])))
+    }
+
+    fn layer_norm(
+        &self,
+        x: &MlxTensor,
+        w: &MlxWeight,
+        bias: Option<&MlxWeight>,
+        eps: f32,
+    ) -> Result<MlxTensor> {
+        let ([t, d], w) = (x.shape(), w.vector("layer_norm")?);
+        let bias = bias.map(|b| b.vector("layer_norm bias")).transpose()?;
+        if d != w.size() || bias.is_some_and(|b| b.size() != d) {
+            return Err(shape("layer_norm", [t, d], [t, w.size()]));
+        }
+        tensor(fast::layer_norm(&x.0, Some(w), bias, eps))
+    }
+
+    fn rope(&self, x: MlxTensor, rope: &Rope, batch: &Batch) -> Result<MlxTensor> {
+        check_rope(&x, rope, batch)?;
+        if rope.inv_freq.is_empty() || batch.rows() == 0 {
+            return Ok(x);
+        }
+        // Where bits matter, angles are those of the reference, not of a reciprocal's reciprocal.
+        let turned = match self.dtype() {
+            Dtype::Float32 => self.0.ropes.exact(&x.0, rope, batch)?,
+            _ => self.0.ropes.fast(&x.0, rope, batch)?,
+        };
+        Ok(MlxTensor(turned))
+    }
+
+    fn attention(
+        &self,
+        q: &MlxTensor,
+        spans: &[AttnSpan<'_, MlxTensor>],
+        p: &AttnParams,
+    ) -> Result<MlxTensor> {
+        let [t, d] = q.shape();
+        if d != p.q_dim() || p.kv_heads == 0 || !p.heads.is_multiple_of(p.kv_heads) {
+            return Err(shape("attention", [t, d], [t, p.q_dim()]));
+        }
+        spans.iter().try_for_each(|s| check_span(q, s, p))?;
+        if let [span] = spans
+            && span.rows == (0..t)
+        {
+            return attention::attention(&q.0, span, p).map(MlxTensor);
+        }
+        let parts = spans.iter().map(|span| {
+            let rows = raw::slice(&q.0, [dim(span.rows.start)?, 0], [dim(span.rows.end)?, dim(d)?])?;
+            attention::attention(&rows, span, p)
+        });
+        tensor(ops::concatenate(&parts.collect::<Result<Vec<_>>>()?, 0))
+    }
+
+    fn activate(&self, act: Activation, x: MlxTensor) -> Result<MlxTensor> {
+        tensor(activated(act, &x.0))
+    }
+
+    fn gate(&self, act: Activation, gate: MlxTensor, up: &MlxTensor) -> Result<MlxTensor> {
+        same_shape("gate", up, &gate)?;
+        tensor(activated(act, &gate.0).and_then(|g| g.multiply(&up.0)))
+    }
+
+    fn add(&self, x: MlxTensor, y: &MlxTensor) -> Result<MlxTensor> {
+        same_shape("add", y, &x)?;
+        tensor(x.0.add(&y.0))
+    }
+
+    fn scale(&self, x: MlxTensor, factor: f32) -> Result<MlxTensor> {
+        let factor = Array::from_f32(factor).as_dtype(x.0.dtype());
+        tensor(factor.and_then(|f| x.0.multiply(f)))
+    }
+
+    fn softcap(&self, x: MlxTensor, cap: f32) -> Result<MlxTensor> {
+        let dtype = x.0.dtype();
+        let y = x.0.as_dtype(Dtype::Float32).and_then(|x| x.divide(Array::from_f32(cap)));
+        let y = y.and_then(ops::tanh).and_then(|y| y.multiply(Array::from_f32(cap)));
+        tensor(y.and_then(|y| y.as_dtype(dtype)))
+    }
+
+    fn split_cols<const N: usize>(&self, x: MlxTensor, widths: [usize; N]) -> Result<[MlxTensor; N]> {
+        let [t, d] = x.shape();
+        let all = widths.iter().fold(0usize, |n, w| n.saturating_add(*w));
+        if all != d {
+            return Err(shape("split_cols", [t, d], [t, all]));
+        }
+        let mut at = 0;
+        let mut parts = [const { None }; N];
+        for (part, width) in parts.iter_mut().zip(widths) {
+            let (from, to) = (dim(at)?, dim(at + width)?);
+            *part = Some(MlxTensor(raw::slice(&x.0, [0, from], [dim(t)?, to])?));
+            at += width;
+        }
+        Ok(parts.map(|part| part.unwrap_or_else(|| x.clone())))
+    }
+
+    fn take_rows(&self, x: &MlxTensor, rows: &[usize]) -> Result<MlxTensor> {
+        let [t, d] = x.shape();
+        if let Some(row) = rows.iter().find(|r| **r >= t) {
+            return Err(shape("take_rows", [t, d], [row.saturating_add(1), d]));
+        }
+        let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
+            return tensor(ops::zeros_dtype(&[0, dim(d)?], x.0.dtype()));
+        };
+        if rows.windows(2).all(|w| w[1] == w[0] + 1) {
+            if rows.len() == t {
+                return Ok(x.clone());
+            }
+            return raw::slice(&x.0, [dim(*first)?, 0], [dim(*last + 1)?, dim(d)?]).map(MlxTensor);
+        }
+        let ids: Vec<u32> = rows.iter().map(|r| *r as u32).collect();
+        tensor(x.0.take_axis(Array::from_slice(&ids, &[dim(ids.len())?]), 0))
+    }
+
+    fn write_rows(&self, dst: &mut MlxTensor, at: usize, src: &MlxTensor, rows: Range<usize>) -> Result<()> {
+        check_write(dst, at, src, &rows)?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let ([t, d], n) = (src.shape(), rows.len());
+        let cols = dim(d)?;
+        let mut update = src.0.clone();
+        if n < t {
+            update = raw::slice(&update, [dim(rows.start)?, 0], [dim(rows.end)?, cols])?;
+        }
+        if update.dtype() != dst.0.dtype() {
+            update = update.as_dtype(dst.0.dtype()).map_err(exception)?;
+        }
+        let (from, to) = ([dim(at)?, 0], [dim(at + n)?, cols]);
+        dst.0 = raw::slice_update(&dst.0, &update, from, to)?;
+        Ok(())
+    }
+
+    fn write_keys(
+        &self,
+        dst: &mut MlxTensor,
+        at: usize,
+        keys: Keys<'_, MlxTensor>,
+        rows: Range<usize>,
+    ) -> Result<()> {
+        check_write(dst, at, keys.x, &rows)?;
+        match keys.rope {
+            Some((rope, batch)) => {
+                let x = self.rope(keys.x.clone(), rope, batch)?;
+                self.write_rows(dst, at, &x, rows)
+            }
+            None => self.write_rows(dst, at, keys.x, rows),
+        }
+    }
+
+    fn read(&self, x: &MlxTensor, out: &mut Vec<f32>) -> Result<()> {
+        out.clear();
+        if x.0.size() == 0 {
+            return Ok(());
+        }
+        let x = x.0.as_dtype(Dtype::Float32).and_then(|x| x.contiguous()).map_err(exception)?;
+        self.eval(&[&x])?;
+        let values = x.try_as_slice::<f32>().map_err(|e| error(e.to_string()))?;
+        out.extend_from_slice(values);
+        Ok(())
+    }
+
+    fn argmax(&self, logits: &MlxTensor) -> Result<Option<MlxTensor>> {
+        let ids = ops::indexing::argmax_axis(&logits.0, -1, true).map_err(exception)?;
+        Ok(Some(MlxTensor(ids)))
+    }
+
+    fn read_ids(&self, ids: &MlxTensor, out: &mut Vec<u32>) -> Result<()> {
+        let values = ids.0.try_as_slice::<u32>().map_err(|e| error(e.to_string()))?;
+        out.extend_from_slice(values);
+        Ok(())
+    }
+
+    fn submit(&self, xs: &[&MlxTensor]) -> Result<()> {
+        self.0.submits.fetch_add(1, Ordering::Relaxed);
+        transforms::async_eval(xs.iter().map(|x| &x.0)).map_err(exception)
+    }
+
+    fn evaluate(&self, xs: &[&MlxTensor]) -> Result<()> {
+        let arrays: Vec<&Array> = xs.iter().map(|x| &x.0).collect();
+        self.eval(&arrays)
+    }
+}

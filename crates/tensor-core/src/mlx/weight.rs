@@ -1,0 +1,287 @@
+//! Parameters as MLX reads them: stored bytes become arrays, GGML blocks become affine groups. Not what is computed
+//! with them.
+
+use half::{bf16, f16};
+use mlx_rs::{Array, Dtype};
+use rillm_quant::{FloatType, Format, RawTensor};
+
+use super::raw::{self, Quantized, Scheme};
+use super::{dim, exception, shape};
+use crate::Result;
+
+/// Parameters as MLX reads them.
+#[derive(Debug)]
+pub struct MlxWeight(Stored);
+
+#[derive(Debug)]
+enum Stored {
+    /// Norms and biases, `[n]`.
+    Vector(Array),
+    /// Matrices of equal width, rows stacked.
+    Matrices(Vec<Matrix>),
+}
+
+/// A matrix `[rows, cols]`.
+#[derive(Debug)]
+pub(super) struct Matrix {
+    pub rows: usize,
+    pub cols: usize,
+    values: Values,
+}
+
+#[derive(Debug)]
+enum Values {
+    Dense(Array),
+    Quantized {
+        codes: Array,
+        scales: Array,
+        biases: Option<Array>,
+        scheme: Scheme,
+        /// Of all values; 1 but for some nvfp4 tensors.
+        factor: f32,
+    },
+}
+
+impl MlxWeight {
+    /// Uploads `parts`, floats as `dtype`. Parts of one format become one matrix.
+    pub(super) fn new(parts: &[RawTensor<'_>], dtype: Dtype) -> Result<Self> {
+        if let [vector] = parts
+            && vector.shape.len() < 2
+        {
+            let values = vector.decode()?;
+            let array = floats(&values, &[dim(values.len())?], dtype)?;
+            return Ok(Self(Stored::Vector(array)));
+        }
+        let cols = parts.first().map_or(0, RawTensor::cols);
+        if let Some(part) = parts.iter().find(|p| p.cols() != cols) {
+            return Err(shape("prepare", [part.rows(), part.cols()], [part.rows(), cols]));
+        }
+        let mut matrices = Vec::new();
+        for run in parts.chunk_by(|a, b| a.format == b.format && a.factor == b.factor) {
+            matrices.push(Matrix::new(run, dtype)?);
+        }
+        Ok(Self(Stored::Matrices(matrices)))
+    }
+
+    pub(super) fn vector(&self, op: &'static str) -> Result<&Array> {
+        match &self.0 {
+            Stored::Vector(v) => Ok(v),
+            Stored::Matrices(m) => Err(shape(op, dims(m), [1, dims(m)[1]])),
+        }
+    }
+
+    pub(super) fn matrices(&self, op: &'static str) -> Result<&[Matrix]> {
+        match &self.0 {
+            Stored::Matrices(m) => Ok(m),
+            Stored::Vector(v) => Err(shape(op, [1, v.size()], [v.size(), 1])),
+        }
+    }
+
+    /// Bytes of all arrays.
+    pub(super) fn bytes(&self) -> usize {
+        match &self.0 {
+            Stored::Vector(v) => v.nbytes(),
+            Stored::Matrices(m) => m.iter().map(Matrix::bytes).sum(),
+        }
+    }
+}
+
+/// Rows and columns of stacked matrices.
+pub(super) fn dims(matrices: &[Matrix]) -> [usize; 2] {
+    [matrices.iter().map(|m| m.rows).sum(), matrices.first().map_or(0, |m| m.cols)]
+}
+
+/// `values` of `shape` in `dtype`, rounded on the host.
+fn floats(values: &[f32], shape: &[i32], dtype: Dtype) -> Result<Array> {
+    let bytes: Vec<u8> = match dtype {
+        Dtype::Bfloat16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+        Dtype::Float16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+    };
+    raw::from_bytes(&bytes, shape, dtype)
+}
+
+/// Stored floats of type `t` as `dtype`.
+fn convert(bytes: &[u8], t: FloatType, shape: &[i32], dtype: Dtype) -> Result<Array> {
+    let stored = match t {
+        FloatType::F32 => Dtype::Float32,
+        FloatType::F16 => Dtype::Float16,
+        FloatType::BF16 => Dtype::Bfloat16,
+    };
+    let array = raw::from_bytes(bytes, shape, stored)?;
+    if stored == dtype {
+        return Ok(array);
+    }
+    let array = array.as_dtype(dtype).map_err(exception)?;
+    // Now, so that what it is made from can go.
+    array.eval().map_err(exception)?;
+    Ok(array)
+}
+
+/// The stored bytes of one field of all parts.
+fn stacked(parts: &[RawTensor<'_>], field: for<'b> fn(&'b RawTensor<'_>) -> &'b [u8]) -> Vec<u8> {
+    parts.iter().map(field).collect::<Vec<_>>().concat()
+}
+
+impl Matrix {
+    /// `parts` of one format, rows stacked.
+    fn new(parts: &[RawTensor<'_>], dtype: Dtype) -> Result<Self> {
+        let (rows, cols) = (parts.iter().map(RawTensor::rows).sum(), parts[0].cols());
+        let values = match parts[0].format {
+            Format::Float(t) => {
+                let bytes = stacked(parts, |p| &p.codes);
+                Values::Dense(convert(&bytes, t, &[dim(rows)?, dim(cols)?], dtype)?)
+            }
+            Format::Affine { bits, group, meta } => {
+                let scheme = Scheme { mode: c"affine", group: dim(group)?, bits: bits as i32 };
+                let groups = [dim(rows)?, dim(cols / group)?];
+                let meta = |bytes: Vec<u8>| convert(&bytes, meta, &groups, dtype);
+                Values::Quantized {
+                    codes: codes(&stacked(parts, |p| &p.codes), rows)?,
+                    scales: meta(stacked(parts, |p| &p.scales))?,
+                    biases: Some(meta(stacked(parts, |p| &p.biases))?),
+                    scheme,
+                    factor: 1.0,
+                }
+            }
+            Format::MxFp4 => micro(parts, rows, Scheme { mode: c"mxfp4", group: 32, bits: 4 })?,
+            Format::MxFp8 => micro(parts, rows, Scheme { mode: c"mxfp8", group: 32, bits: 8 })?,
+            Format::NvFp4 => micro(parts, rows, Scheme { mode: c"nvfp4", group: 16, bits: 4 })?,
+            // MLX has no affine groups of 16.
+            Format::Q6K => {
+                let mut values = Vec::with_capacity(rows * cols);
+                for part in parts {
+                    values.extend(part.decode()?);
+                }
+                Values::Dense(floats(&values, &[dim(rows)?, dim(cols)?], dtype)?)
+            }
+            _ => affine(parts, dtype)?,
+        };
+        Ok(Self { rows, cols, values })
+    }
+
+    fn quantized(&self) -> Option<(Quantized<'_>, f32)> {
+        match &self.values {
+            Values::Dense(_) => None,
+            Values::Quantized { codes, scales, biases, scheme, factor } => {
+                Some((Quantized { codes, scales, biases: biases.as_ref(), scheme: *scheme }, *factor))
+            }
+        }
+    }
+
+    /// The values, where they are plain.
+    fn dense(&self) -> Option<&Array> {
+        match &self.values {
+            Values::Dense(w) => Some(w),
+            Values::Quantized { .. } => None,
+        }
+    }
+
+    /// `x @ selfᵀ`, `[t, rows]`.
+    pub(super) fn multiply(&self, x: &Array, dtype: Dtype) -> Result<Array> {
+        if let Some(w) = self.dense() {
+            return x.matmul(w.transpose().map_err(exception)?).map_err(exception);
+        }
+        let Some((w, factor)) = self.quantized() else { return Ok(x.clone()) };
+        scaled(raw::quantized_matmul(x, w)?, factor, dtype)
+    }
+
+    /// Rows `ids`, `[ids, cols]`.
+    pub(super) fn rows_of(&self, ids: &Array, dtype: Dtype) -> Result<Array> {
+        let take = |x: &Array| x.take_axis(ids, 0).map_err(exception);
+        if let Some(w) = self.dense() {
+            return take(w);
+        }
+        let Some((w, factor)) = self.quantized() else { return Ok(ids.clone()) };
+        let (codes, scales) = (take(w.codes)?, take(w.scales)?);
+        let biases = w.biases.map(take).transpose()?;
+        let picked = Quantized { codes: &codes, scales: &scales, biases: biases.as_ref(), ..w };
+        scaled(raw::dequantize(picked, dtype)?, factor, dtype)
+    }
+
+    fn bytes(&self) -> usize {
+        match &self.values {
+            Values::Dense(w) => w.nbytes(),
+            Values::Quantized { codes, scales, biases, .. } => {
+                codes.nbytes() + scales.nbytes() + biases.as_ref().map_or(0, Array::nbytes)
+            }
+        }
+    }
+}
+
+/// `x * factor` in `dtype`.
+fn scaled(x: Array, factor: f32, dtype: Dtype) -> Result<Array> {
+    if factor == 1.0 {
+        return Ok(x);
+    }
+    let factor = Array::from_f32(factor).as_dtype(dtype).map_err(exception)?;
+    x.multiply(factor).map_err(exception)
+}
+
+/// Bit streams as words, `[rows, words of a row]`.
+fn codes(bytes: &[u8], rows: usize) -> Result<Array> {
+    let words = bytes.len() / 4 / rows.max(1);
+    raw::from_bytes(bytes, &[dim(rows)?, dim(words)?], Dtype::Uint32)
+}
+
+/// E2M1 and E4M3 codes with scales of a byte, which MLX reads as they are.
+fn micro(parts: &[RawTensor<'_>], rows: usize, scheme: Scheme) -> Result<Values> {
+    let scales = stacked(parts, |p| &p.scales);
+    let groups = dim(scales.len() / rows.max(1))?;
+    Ok(Values::Quantized {
+        codes: codes(&stacked(parts, |p| &p.codes), rows)?,
+        scales: raw::from_bytes(&scales, &[dim(rows)?, groups], Dtype::Uint8)?,
+        biases: None,
+        scheme,
+        factor: parts[0].factor,
+    })
+}
+
+/// GGML blocks as affine groups: the same codes, `scale * code + bias` with the block's scale and offset.
+fn affine(parts: &[RawTensor<'_>], dtype: Dtype) -> Result<Values> {
+    let (format, cols) = (parts[0].format, parts[0].cols());
+    let bits = match format {
+        Format::Q8_0 => 8,
+        Format::Q5_0 | Format::Q5_1 | Format::Q5K => 5,
+        _ => 4,
+    };
+    let group = format.meta_group();
+    let rows: usize = parts.iter().map(RawTensor::rows).sum();
+    let (mut stream, mut scales, mut biases) = (Vec::new(), Vec::new(), Vec::new());
+    let mut row = vec![0u8; cols];
+    let (mut s, mut b) = (vec![0.0; cols / group], vec![0.0; cols / group]);
+    for part in parts {
+        for r in 0..part.rows() {
+            part.codes_of_row(r, &mut row)?;
+            part.scales_of_row(r, &mut s, &mut b)?;
+            pack(bits, &row, &mut stream);
+            scales.extend_from_slice(&s);
+            biases.extend_from_slice(&b);
+        }
+    }
+    let groups = [dim(rows)?, dim(cols / group)?];
+    Ok(Values::Quantized {
+        codes: codes(&stream, rows)?,
+        scales: floats(&scales, &groups, dtype)?,
+        biases: Some(floats(&biases, &groups, dtype)?),
+        scheme: Scheme { mode: c"affine", group: dim(group)?, bits: bits as i32 },
+        factor: 1.0,
+    })
+}
+
+/// Appends `codes` as a little-endian stream of `bits` each.
+fn pack(bits: u32, codes: &[u8], stream: &mut Vec<u8>) {
+    let (mut word, mut have) = (0u32, 0);
+    for code in codes {
+        word |= u32::from(*code) << have;
+        have += bits;
+        while have >= 8 {
+            stream.push(word as u8);
+            word >>= 8;
+            have -= 8;
+        }
+    }
+    if have > 0 {
+        stream.push(word as u8);
+    }
+}
