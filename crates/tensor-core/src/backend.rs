@@ -143,24 +143,7 @@ pub trait Backend: Clone + Debug + Send + Sized + 'static {
         bias: Option<&Self::Weight>,
         residual: Option<Self::Tensor>,
     ) -> Result<Self::Tensor> {
-        let y = match input {
-            Input::Rows(x) => self.linear(x, w, bias)?,
-            Input::RmsNorm { x, w: factors, eps } => {
-                self.linear(&self.rms_norm(x, factors, eps)?, w, bias)?
-            }
-            Input::LayerNorm { x, w: factors, bias: shift, eps } => {
-                self.linear(&self.layer_norm(x, factors, shift, eps)?, w, bias)?
-            }
-            Input::Gated { act, gate_up } => {
-                let half = self.shape(gate_up)[1] / 2;
-                let [gate, up] = self.split_cols(gate_up.clone(), [half; 2])?;
-                self.linear(&self.gate(act, gate, &up)?, w, bias)?
-            }
-        };
-        match residual {
-            Some(h) => self.add(h, &y),
-            None => Ok(y),
-        }
+        project_in_parts(self, input, w, bias, residual)
     }
     /// [`write_rows`](Self::write_rows) of keys, rotated if they say so.
     fn write_keys(
@@ -194,5 +177,31 @@ pub trait Backend: Clone + Debug + Send + Sized + 'static {
     /// Computes `xs`, so that what they were made from can be let go. Nothing to do for an eager backend.
     fn evaluate(&self, _xs: &[&Self::Tensor]) -> Result<()> {
         Ok(())
+    }
+}
+
+/// The specification of [`Backend::project`]: the operations that it stands for, one by one.
+pub(crate) fn project_in_parts<B: Backend>(
+    be: &B,
+    input: Input<'_, B>,
+    w: &B::Weight,
+    bias: Option<&B::Weight>,
+    residual: Option<B::Tensor>,
+) -> Result<B::Tensor> {
+    let y = match input {
+        Input::Rows(x) => be.linear(x, w, bias)?,
+        Input::RmsNorm { x, w: factors, eps } => be.linear(&be.rms_norm(x, factors, eps)?, w, bias)?,
+        Input::LayerNorm { x, w: factors, bias: shift, eps } => {
+            be.linear(&be.layer_norm(x, factors, shift, eps)?, w, bias)?
+        }
+        Input::Gated { act, gate_up } => {
+            let half = be.shape(gate_up)[1] / 2;
+            let [gate, up] = be.split_cols(gate_up.clone(), [half; 2])?;
+            be.linear(&be.gate(act, gate, &up)?, w, bias)?
+        }
+    };
+    match residual {
+        Some(h) => be.add(h, &y),
+        None => Ok(y),
     }
 }

@@ -30,7 +30,7 @@ pub(super) fn attention(q: &Array, span: &AttnSpan<'_, MlxTensor>, p: &AttnParam
     };
     let stored = |x: &MlxTensor| -> Result<Array> {
         let [_, cols] = x.shape();
-        heads(&slice(&x.0, [0, 0], [dim(slots)?, dim(cols)?])?, slots, p.kv_heads)
+        heads(&slice(&x.array, [0, 0], [dim(slots)?, dim(cols)?])?, slots, p.kv_heads)
     };
     // One row needs no transposing, only another shape.
     let q = if t == 1 {

@@ -8,6 +8,8 @@
 //! how to build with it.
 
 mod attention;
+mod cuda;
+mod fusion;
 mod raw;
 mod rope;
 mod weight;
@@ -19,10 +21,15 @@ use std::sync::{Arc, OnceLock};
 use mlx_rs::{Array, DeviceType, Dtype, fast, memory, ops, transforms};
 use rillm_quant::{FloatType, Format, RawTensor};
 
+use self::cuda::Kernels;
+use self::fusion::Origin;
 use self::rope::Ropes;
 use self::weight::{Matrix, dims};
+use crate::backend::project_in_parts;
 use crate::cpu::Precision;
-use crate::{Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Keys, KvLayout, Result, Rope};
+use crate::{
+    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, KvLayout, Result, Rope,
+};
 
 pub use self::weight::MlxWeight;
 
@@ -49,6 +56,7 @@ struct Inner {
     /// Of activations and caches, once it is known.
     dtype: OnceLock<Dtype>,
     ropes: Ropes,
+    kernels: Kernels,
     evals: AtomicUsize,
     submits: AtomicUsize,
 }
@@ -63,11 +71,21 @@ enum On {
 
 /// Activations, or a key buffer: `[rows, cols]`.
 #[derive(Clone, Debug)]
-pub struct MlxTensor(Array);
+pub struct MlxTensor {
+    array: Array,
+    /// How it was made, where a fused kernel may do that on its way instead.
+    origin: Origin,
+}
+
+impl From<Array> for MlxTensor {
+    fn from(array: Array) -> Self {
+        Self { array, origin: Origin::Unknown }
+    }
+}
 
 impl MlxTensor {
     fn shape(&self) -> [usize; 2] {
-        [self.0.dim(0) as usize, self.0.dim(1) as usize]
+        [self.array.dim(0) as usize, self.array.dim(1) as usize]
     }
 }
 
@@ -156,6 +174,7 @@ impl MlxBuilder {
             on,
             dtype,
             ropes: Ropes::default(),
+            kernels: Kernels::default(),
             evals: AtomicUsize::new(0),
             submits: AtomicUsize::new(0),
         })))
@@ -269,7 +288,7 @@ impl Mlx {
 }
 
 fn tensor(array: mlx_rs::error::Result<Array>) -> Result<MlxTensor> {
-    array.map(MlxTensor).map_err(exception)
+    array.map(MlxTensor::from).map_err(exception)
 }
 
 fn same_shape(op: &'static str, got: &MlxTensor, want: &MlxTensor) -> Result<()> {
@@ -365,7 +384,7 @@ impl Backend for Mlx {
     }
 
     fn tensor_bytes(&self, x: &MlxTensor) -> usize {
-        x.0.nbytes()
+        x.array.nbytes()
     }
 
     fn embed(&self, table: &MlxWeight, ids: Ids<'_, Self>) -> Result<MlxTensor> {
@@ -373,7 +392,7 @@ impl Backend for Mlx {
         let Some(matrix) = matrices.first() else { return Err(shape("embed", [0, 0], [1, 1])) };
         let picked;
         let ids = match ids {
-            Ids::Device(ids) => &ids.0,
+            Ids::Device(ids) => &ids.array,
             Ids::Host(ids) => {
                 if let Some(&token) = ids.iter().find(|id| **id as usize >= matrix.rows) {
                     return Err(Error::TokenOutOfRange { token, vocab: matrix.rows });
@@ -386,7 +405,7 @@ impl Backend for Mlx {
             }
         };
         let ids = ids.reshape(&[ids.size() as i32]).map_err(exception)?;
-        matrix.rows_of(&ids, self.dtype()).map(MlxTensor)
+        matrix.rows_of(&ids, self.dtype()).map(MlxTensor::from)
     }
 
     fn linear(&self, x: &MlxTensor, w: &MlxWeight, bias: Option<&MlxWeight>) -> Result<MlxTensor> {
@@ -399,10 +418,10 @@ impl Backend for Mlx {
         if let Some(b) = bias.filter(|b| b.size() != out) {
             return Err(shape("linear bias", [1, b.size()], [1, out]));
         }
-        let y = self.product(&x.0, matrices)?;
+        let y = self.product(&x.array, matrices)?;
         match bias {
             Some(b) => tensor(y.add(b)),
-            None => Ok(MlxTensor(y)),
+            None => Ok(y.into()),
         }
     }
 
@@ -413,9 +432,9 @@ impl Backend for Mlx {
             return Err(shape("rms_norm", [t, d], [t, n]));
         }
         if n == d {
-            return tensor(fast::rms_norm(&x.0, Some(w), eps));
+            return tensor(fast::rms_norm(&x.array, Some(w), eps));
         }
-        let heads = x.0.reshape(&[dim(t)?, dim(d / n)?, dim(n)?]).map_err(exception)?;
+        let heads = x.array.reshape(&[dim(t)?, dim(d / n)?, dim(n)?]).map_err(exception)?;
         let y = fast::rms_norm(heads, Some(w), eps);
         tensor(y.and_then(|y| y.reshape(&[t as i32, d as i32])))
     }
@@ -432,7 +451,7 @@ impl Backend for Mlx {
         if d != w.size() || bias.is_some_and(|b| b.size() != d) {
             return Err(shape("layer_norm", [t, d], [t, w.size()]));
         }
-        tensor(fast::layer_norm(&x.0, Some(w), bias, eps))
+        tensor(fast::layer_norm(&x.array, Some(w), bias, eps))
     }
 
     fn rope(&self, x: MlxTensor, rope: &Rope, batch: &Batch) -> Result<MlxTensor> {
@@ -442,10 +461,10 @@ impl Backend for Mlx {
         }
         // Where bits matter, angles are those of the reference, not of a reciprocal's reciprocal.
         let turned = match self.dtype() {
-            Dtype::Float32 => self.0.ropes.exact(&x.0, rope, batch)?,
-            _ => self.0.ropes.fast(&x.0, rope, batch)?,
+            Dtype::Float32 => self.0.ropes.exact(&x.array, rope, batch)?,
+            _ => self.0.ropes.fast(&x.array, rope, batch)?,
         };
-        Ok(MlxTensor(turned))
+        Ok(MlxTensor { array: turned, origin: self.turned(&x, rope, batch)? })
     }
 
     fn attention(
@@ -462,37 +481,40 @@ impl Backend for Mlx {
         if let [span] = spans
             && span.rows == (0..t)
         {
-            return attention::attention(&q.0, span, p).map(MlxTensor);
+            if let Some(y) = self.fused_attention(q, span, p)? {
+                return Ok(y);
+            }
+            return attention::attention(&q.array, span, p).map(MlxTensor::from);
         }
         let parts = spans.iter().map(|span| {
-            let rows = raw::slice(&q.0, [dim(span.rows.start)?, 0], [dim(span.rows.end)?, dim(d)?])?;
+            let rows = raw::slice(&q.array, [dim(span.rows.start)?, 0], [dim(span.rows.end)?, dim(d)?])?;
             attention::attention(&rows, span, p)
         });
         tensor(ops::concatenate(&parts.collect::<Result<Vec<_>>>()?, 0))
     }
 
     fn activate(&self, act: Activation, x: MlxTensor) -> Result<MlxTensor> {
-        tensor(activated(act, &x.0))
+        tensor(activated(act, &x.array))
     }
 
     fn gate(&self, act: Activation, gate: MlxTensor, up: &MlxTensor) -> Result<MlxTensor> {
         same_shape("gate", up, &gate)?;
-        tensor(activated(act, &gate.0).and_then(|g| g.multiply(&up.0)))
+        tensor(activated(act, &gate.array).and_then(|g| g.multiply(&up.array)))
     }
 
     fn add(&self, x: MlxTensor, y: &MlxTensor) -> Result<MlxTensor> {
         same_shape("add", y, &x)?;
-        tensor(x.0.add(&y.0))
+        tensor(x.array.add(&y.array))
     }
 
     fn scale(&self, x: MlxTensor, factor: f32) -> Result<MlxTensor> {
-        let factor = Array::from_f32(factor).as_dtype(x.0.dtype());
-        tensor(factor.and_then(|f| x.0.multiply(f)))
+        let factor = Array::from_f32(factor).as_dtype(x.array.dtype());
+        tensor(factor.and_then(|f| x.array.multiply(f)))
     }
 
     fn softcap(&self, x: MlxTensor, cap: f32) -> Result<MlxTensor> {
-        let dtype = x.0.dtype();
-        let y = x.0.as_dtype(Dtype::Float32).and_then(|x| x.divide(Array::from_f32(cap)));
+        let dtype = x.array.dtype();
+        let y = x.array.as_dtype(Dtype::Float32).and_then(|x| x.divide(Array::from_f32(cap)));
         let y = y.and_then(ops::tanh).and_then(|y| y.multiply(Array::from_f32(cap)));
         tensor(y.and_then(|y| y.as_dtype(dtype)))
     }
@@ -507,7 +529,8 @@ impl Backend for Mlx {
         let mut parts = [const { None }; N];
         for (part, width) in parts.iter_mut().zip(widths) {
             let (from, to) = (dim(at)?, dim(at + width)?);
-            *part = Some(MlxTensor(raw::slice(&x.0, [0, from], [dim(t)?, to])?));
+            let array = raw::slice(&x.array, [0, from], [dim(t)?, to])?;
+            *part = Some(MlxTensor { array, origin: self.columns(&x, at) });
             at += width;
         }
         Ok(parts.map(|part| part.unwrap_or_else(|| x.clone())))
@@ -519,16 +542,16 @@ impl Backend for Mlx {
             return Err(shape("take_rows", [t, d], [row.saturating_add(1), d]));
         }
         let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
-            return tensor(ops::zeros_dtype(&[0, dim(d)?], x.0.dtype()));
+            return tensor(ops::zeros_dtype(&[0, dim(d)?], x.array.dtype()));
         };
         if rows.windows(2).all(|w| w[1] == w[0] + 1) {
             if rows.len() == t {
                 return Ok(x.clone());
             }
-            return raw::slice(&x.0, [dim(*first)?, 0], [dim(*last + 1)?, dim(d)?]).map(MlxTensor);
+            return raw::slice(&x.array, [dim(*first)?, 0], [dim(*last + 1)?, dim(d)?]).map(MlxTensor::from);
         }
         let ids: Vec<u32> = rows.iter().map(|r| *r as u32).collect();
-        tensor(x.0.take_axis(Array::from_slice(&ids, &[dim(ids.len())?]), 0))
+        tensor(x.array.take_axis(Array::from_slice(&ids, &[dim(ids.len())?]), 0))
     }
 
     fn write_rows(&self, dst: &mut MlxTensor, at: usize, src: &MlxTensor, rows: Range<usize>) -> Result<()> {
@@ -538,16 +561,34 @@ impl Backend for Mlx {
         }
         let ([t, d], n) = (src.shape(), rows.len());
         let cols = dim(d)?;
-        let mut update = src.0.clone();
+        let mut update = src.array.clone();
         if n < t {
             update = raw::slice(&update, [dim(rows.start)?, 0], [dim(rows.end)?, cols])?;
         }
-        if update.dtype() != dst.0.dtype() {
-            update = update.as_dtype(dst.0.dtype()).map_err(exception)?;
+        if update.dtype() != dst.array.dtype() {
+            update = update.as_dtype(dst.array.dtype()).map_err(exception)?;
         }
         let (from, to) = ([dim(at)?, 0], [dim(at + n)?, cols]);
-        dst.0 = raw::slice_update(&dst.0, &update, from, to)?;
+        let after = raw::slice_update(&dst.array, &update, from, to)?;
+        let before = std::mem::replace(&mut dst.array, after);
+        dst.origin = match &src.origin {
+            Origin::Columns(row) if n == 1 => Origin::Written { before, at, row: row.clone() },
+            _ => Origin::Unknown,
+        };
         Ok(())
+    }
+
+    fn project(
+        &self,
+        input: Input<'_, Self>,
+        w: &MlxWeight,
+        bias: Option<&MlxWeight>,
+        residual: Option<MlxTensor>,
+    ) -> Result<MlxTensor> {
+        if let Some(y) = self.fused_project(&input, w, bias, residual.as_ref())? {
+            return Ok(y);
+        }
+        project_in_parts(self, input, w, bias, residual)
     }
 
     fn write_keys(
@@ -569,10 +610,10 @@ impl Backend for Mlx {
 
     fn read(&self, x: &MlxTensor, out: &mut Vec<f32>) -> Result<()> {
         out.clear();
-        if x.0.size() == 0 {
+        if x.array.size() == 0 {
             return Ok(());
         }
-        let x = x.0.as_dtype(Dtype::Float32).and_then(|x| x.contiguous()).map_err(exception)?;
+        let x = x.array.as_dtype(Dtype::Float32).and_then(|x| x.contiguous()).map_err(exception)?;
         self.eval(&[&x])?;
         let values = x.try_as_slice::<f32>().map_err(|e| error(e.to_string()))?;
         out.extend_from_slice(values);
@@ -580,23 +621,23 @@ impl Backend for Mlx {
     }
 
     fn argmax(&self, logits: &MlxTensor) -> Result<Option<MlxTensor>> {
-        let ids = ops::indexing::argmax_axis(&logits.0, -1, true).map_err(exception)?;
-        Ok(Some(MlxTensor(ids)))
+        let ids = ops::indexing::argmax_axis(&logits.array, -1, true).map_err(exception)?;
+        Ok(Some(ids.into()))
     }
 
     fn read_ids(&self, ids: &MlxTensor, out: &mut Vec<u32>) -> Result<()> {
-        let values = ids.0.try_as_slice::<u32>().map_err(|e| error(e.to_string()))?;
+        let values = ids.array.try_as_slice::<u32>().map_err(|e| error(e.to_string()))?;
         out.extend_from_slice(values);
         Ok(())
     }
 
     fn submit(&self, xs: &[&MlxTensor]) -> Result<()> {
         self.0.submits.fetch_add(1, Ordering::Relaxed);
-        transforms::async_eval(xs.iter().map(|x| &x.0)).map_err(exception)
+        transforms::async_eval(xs.iter().map(|x| &x.array)).map_err(exception)
     }
 
     fn evaluate(&self, xs: &[&MlxTensor]) -> Result<()> {
-        let arrays: Vec<&Array> = xs.iter().map(|x| &x.0).collect();
+        let arrays: Vec<&Array> = xs.iter().map(|x| &x.array).collect();
         self.eval(&arrays)
     }
 }

@@ -16,6 +16,8 @@ const KEPT: usize = 4;
 pub(super) struct Ropes {
     /// `1 / inv_freq`, which is what MLX takes.
     freqs: Mutex<Vec<(Vec<f32>, Array)>>,
+    /// `inv_freq` itself, which is what our kernels take.
+    rates: Mutex<Vec<(Vec<f32>, Array)>>,
     tables: Mutex<Vec<Table>>,
 }
 
@@ -29,6 +31,18 @@ struct Table {
     sin: Array,
 }
 
+/// `f(inv_freq)` on the device, from `known` where it is there.
+fn uploaded(known: &Mutex<Vec<(Vec<f32>, Array)>>, rope: &Rope, f: fn(f32) -> f32) -> Result<Array> {
+    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, array)) = known.iter().find(|(known, _)| *known == rope.inv_freq) {
+        return Ok(array.clone());
+    }
+    let values: Vec<f32> = rope.inv_freq.iter().map(|x| f(*x)).collect();
+    let array = Array::from_slice(&values, &[dim(values.len())?]);
+    keep(&mut known, (rope.inv_freq.clone(), array.clone()));
+    Ok(array)
+}
+
 /// Appends to a list that keeps the latest.
 fn keep<T>(list: &mut Vec<T>, item: T) {
     if list.len() >= KEPT {
@@ -39,14 +53,12 @@ fn keep<T>(list: &mut Vec<T>, item: T) {
 
 impl Ropes {
     fn freqs(&self, rope: &Rope) -> Result<Array> {
-        let mut known = self.freqs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, array)) = known.iter().find(|(f, _)| *f == rope.inv_freq) {
-            return Ok(array.clone());
-        }
-        let periods: Vec<f32> = rope.inv_freq.iter().map(|f| f.recip()).collect();
-        let array = Array::from_slice(&periods, &[dim(periods.len())?]);
-        keep(&mut known, (rope.inv_freq.clone(), array.clone()));
-        Ok(array)
+        uploaded(&self.freqs, rope, |f| f.recip())
+    }
+
+    /// `inv_freq` on the device, the same array for the same rope.
+    pub(super) fn inv_freq(&self, rope: &Rope) -> Result<Array> {
+        uploaded(&self.rates, rope, |f| f)
     }
 
     fn table(&self, rope: &Rope, positions: &[u32]) -> Result<Table> {

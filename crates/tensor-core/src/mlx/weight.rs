@@ -42,6 +42,16 @@ enum Values {
     },
 }
 
+/// A matrix as the kernels of `cuda.rs` read it.
+pub(super) struct Stored16<'a> {
+    pub codes: &'a Array,
+    pub scales: Option<&'a Array>,
+    pub biases: Option<&'a Array>,
+    /// 16 for plain values.
+    pub bits: usize,
+    pub group: usize,
+}
+
 impl MlxWeight {
     /// Uploads `parts`, floats as `dtype`. Parts of one format become one matrix.
     pub(super) fn new(parts: &[RawTensor<'_>], dtype: Dtype) -> Result<Self> {
@@ -197,6 +207,22 @@ impl Matrix {
         let biases = w.biases.map(take).transpose()?;
         let picked = Quantized { codes: &codes, scales: &scales, biases: biases.as_ref(), ..w };
         scaled(raw::dequantize(picked, dtype)?, factor, dtype)
+    }
+
+    /// Its arrays for the kernels of `cuda.rs`, which read affine codes of 4 and 8 bits and plain values in `dtype`.
+    pub(super) fn for_kernels(&self, dtype: Dtype) -> Option<Stored16<'_>> {
+        match &self.values {
+            Values::Dense(codes) if codes.dtype() == dtype => {
+                Some(Stored16 { codes, scales: None, biases: None, bits: 16, group: 64 })
+            }
+            Values::Quantized { codes, scales, biases: Some(biases), scheme, .. }
+                if matches!(scheme.bits, 4 | 8) =>
+            {
+                let (bits, group) = (scheme.bits as usize, scheme.group as usize);
+                Some(Stored16 { codes, scales: Some(scales), biases: Some(biases), bits, group })
+            }
+            _ => None,
+        }
     }
 
     fn bytes(&self) -> usize {

@@ -1,0 +1,317 @@
+//! Kernels of our own, through MLX's interface for custom ones: what decoding on CUDA spends its time in. Their sources
+//! are in `cuda/`; here is what they are called with.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use mlx_rs::{Array, Dtype, Stream};
+
+use super::{dim, error};
+use crate::Result;
+
+/// A kernel with what is fixed about a call, compiled when it first runs.
+#[derive(Debug)]
+struct Launch {
+    kernel: mlx_sys::mlx_fast_cuda_kernel,
+    config: mlx_sys::mlx_fast_cuda_kernel_config,
+}
+
+// SAFETY: both handles own values that calls only read.
+unsafe impl Send for Launch {}
+
+impl Drop for Launch {
+    fn drop(&mut self) {
+        // SAFETY: the handles are owned here and used no more.
+        unsafe {
+            mlx_sys::mlx_fast_cuda_kernel_config_free(self.config);
+            mlx_sys::mlx_fast_cuda_kernel_free(self.kernel);
+        }
+    }
+}
+
+/// A constant of a template.
+enum Constant {
+    Type(Dtype),
+    Int(i32),
+    Bool(bool),
+}
+
+/// Everything about a call but its inputs.
+struct Call<'a> {
+    name: &'a CStr,
+    inputs: &'a [&'a CStr],
+    header: &'a CStr,
+    body: &'a CStr,
+    shared_memory: usize,
+    /// Threads of a block, and blocks.
+    threads: [usize; 2],
+    out: ([i32; 2], Dtype),
+    constants: &'a [(&'a CStr, Constant)],
+}
+
+impl Launch {
+    fn new(call: &Call<'_>) -> Result<Self> {
+        let shared = dim(call.shared_memory)?;
+        let [threads, all] = [dim(call.threads[0])?, dim(call.threads[0] * call.threads[1])?];
+        let strings = |names: &[&CStr]| {
+            let mut names: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
+            // SAFETY: the pointers are of live strings, which are copied.
+            unsafe { mlx_sys::mlx_vector_string_new_data(names.as_mut_ptr(), names.len()) }
+        };
+        // SAFETY: strings are live and copied; both vectors are freed once they are.
+        let launch = unsafe {
+            let (inputs, outputs) = (strings(call.inputs), strings(&[c"out"]));
+            let (name, body, header) = (call.name.as_ptr(), call.body.as_ptr(), call.header.as_ptr());
+            let kernel = mlx_sys::mlx_fast_cuda_kernel_new(name, inputs, outputs, body, header, true, shared);
+            mlx_sys::mlx_vector_string_free(inputs);
+            mlx_sys::mlx_vector_string_free(outputs);
+            Self { kernel, config: mlx_sys::mlx_fast_cuda_kernel_config_new() }
+        };
+        let (shape, dtype) = &call.out;
+        // SAFETY: the configuration is live, the shape has two dimensions.
+        let mut failed = unsafe {
+            mlx_sys::mlx_fast_cuda_kernel_config_add_output_arg(
+                launch.config,
+                shape.as_ptr(),
+                2,
+                (*dtype).into(),
+            ) | mlx_sys::mlx_fast_cuda_kernel_config_set_grid(launch.config, all, 1, 1)
+                | mlx_sys::mlx_fast_cuda_kernel_config_set_thread_group(launch.config, threads, 1, 1)
+        };
+        for (name, constant) in call.constants {
+            // SAFETY: the configuration and the name are live.
+            failed |= unsafe {
+                let (config, name) = (launch.config, name.as_ptr());
+                match *constant {
+                    Constant::Type(t) => {
+                        mlx_sys::mlx_fast_cuda_kernel_config_add_template_arg_dtype(config, name, t.into())
+                    }
+                    Constant::Int(n) => {
+                        mlx_sys::mlx_fast_cuda_kernel_config_add_template_arg_int(config, name, n)
+                    }
+                    Constant::Bool(b) => {
+                        mlx_sys::mlx_fast_cuda_kernel_config_add_template_arg_bool(config, name, b)
+                    }
+                }
+            };
+        }
+        if failed == 0 { Ok(launch) } else { Err(error(format!("{:?} can't be set up", call.name))) }
+    }
+
+    fn apply(&self, inputs: &[&Array]) -> Result<Array> {
+        let handles: Vec<_> = inputs.iter().map(|x| x.as_ptr()).collect();
+        let stream = Stream::thread_local_or_default();
+        // SAFETY: all handles are live; vectors are freed; the result is owned by nobody else.
+        unsafe {
+            let inputs = mlx_sys::mlx_vector_array_new_data(handles.as_ptr(), handles.len());
+            let mut outputs = mlx_sys::mlx_vector_array_new();
+            let mut status = mlx_sys::mlx_fast_cuda_kernel_apply(
+                &mut outputs,
+                self.kernel,
+                inputs,
+                self.config,
+                stream.as_ptr(),
+            );
+            let mut out = mlx_sys::mlx_array_new();
+            if status == 0 {
+                status = mlx_sys::mlx_vector_array_get(&mut out, outputs, 0);
+            }
+            mlx_sys::mlx_vector_array_free(inputs);
+            mlx_sys::mlx_vector_array_free(outputs);
+            let out = Array::from_ptr(out);
+            if status == 0 { Ok(out) } else { Err(error("a custom kernel failed".to_owned())) }
+        }
+    }
+}
+
+/// A source without comments and indentation: MLX hashes it at every call.
+fn terse(source: &str) -> CString {
+    let lines = source.lines().map(|line| line.split("//").next().unwrap_or_default().trim());
+    let text = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n");
+    CString::new(text + "\n").unwrap_or_default()
+}
+
+static MATVEC: LazyLock<[CString; 2]> =
+    LazyLock::new(|| [include_str!("cuda/matvec.cu"), include_str!("cuda/matvec_body.cu")].map(terse));
+static ATTEND: LazyLock<[CString; 2]> =
+    LazyLock::new(|| [include_str!("cuda/attend.cu"), include_str!("cuda/attend_body.cu")].map(terse));
+
+/// What a product reads: the constants of `matvec` of that name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Prologue {
+    Plain = 0,
+    RmsNorm = 1,
+    SiluGate = 2,
+    GeluGate = 3,
+}
+
+/// One product of few rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Matvec {
+    pub dtype: Dtype,
+    /// Of a code; 16 for plain weights.
+    pub bits: usize,
+    pub group: usize,
+    pub inp: usize,
+    pub out: usize,
+    pub rows: usize,
+    pub prologue: Prologue,
+    pub bias: bool,
+    pub residual: bool,
+}
+
+/// Attention of one token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Attend {
+    pub dtype: Dtype,
+    pub head: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub pairs: usize,
+    pub halves: bool,
+    /// The bits of an `f32`.
+    pub scale: u32,
+}
+
+/// How a product is spread over the card: see `matvec_body.cu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Plan {
+    steps: usize,
+    /// Warps along a row.
+    wk: usize,
+    /// Tiles of 16 outputs in a block.
+    wr: usize,
+    blocks: usize,
+}
+
+/// Kernels that were asked for so far.
+#[derive(Debug, Default)]
+pub(super) struct Kernels {
+    matvec: Mutex<HashMap<Matvec, Launch>>,
+    attend: Mutex<HashMap<Attend, Launch>>,
+    numbers: Mutex<HashMap<u32, Array>>,
+    length: Mutex<Option<(usize, Array)>>,
+}
+
+impl Kernels {
+    /// `eps` on the device.
+    pub(super) fn number(&self, value: f32) -> Array {
+        let mut known = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        known.entry(value.to_bits()).or_insert_with(|| Array::from_slice(&[value], &[1])).clone()
+    }
+
+    /// `n` on the device: all layers of a step ask for the same.
+    pub(super) fn length(&self, n: usize) -> Result<Array> {
+        let mut known = self.length.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((have, array)) = &*known
+            && *have == n
+        {
+            return Ok(array.clone());
+        }
+        let array = Array::from_slice(&[dim(n)?], &[1]);
+        *known = Some((n, array.clone()));
+        Ok(array)
+    }
+
+    /// `inputs` in the order of `matvec_body.cu`.
+    pub(super) fn matvec(&self, what: Matvec, inputs: &[&Array; 9]) -> Result<Array> {
+        let mut known = self.matvec.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(launch) = known.get(&what) {
+            return launch.apply(inputs);
+        }
+        let launch = what.launch()?;
+        known.entry(what).or_insert(launch).apply(inputs)
+    }
+
+    /// `inputs` in the order of `attend_body.cu`.
+    pub(super) fn attend(&self, what: Attend, inputs: &[&Array; 5]) -> Result<Array> {
+        let mut known = self.attend.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(launch) = known.get(&what) {
+            return launch.apply(inputs);
+        }
+        let launch = what.launch()?;
+        known.entry(what).or_insert(launch).apply(inputs)
+    }
+}
+
+impl Matvec {
+    /// Whether the kernel takes such shapes.
+    pub(super) fn is_possible(self) -> bool {
+        let whole = if self.bits == 16 { 8 } else { self.group };
+        self.inp > 0 && self.out > 0 && self.inp.is_multiple_of(whole)
+    }
+
+    fn plan(self) -> Plan {
+        Plan { steps: 4, wk: 1, wr: 4, blocks: self.out.div_ceil(64) }
+    }
+
+    fn launch(self) -> Result<Launch> {
+        let Plan { steps, wk, wr, blocks } = self.plan();
+        let int = |n: usize| dim(n).map(Constant::Int);
+        let [header, body] = &*MATVEC;
+        Launch::new(&Call {
+            name: c"matvec",
+            inputs: &[c"x", c"w", c"scales", c"biases", c"gain", c"eps", c"bias", c"residual", c"experts"],
+            header,
+            body,
+            shared_memory: self.shared_memory(steps, wk, wr),
+            threads: [32 * wk * wr, blocks],
+            out: ([dim(self.rows)?, dim(self.out)?], self.dtype),
+            constants: &[
+                (c"T", Constant::Type(self.dtype)),
+                (c"BITS", int(self.bits)?),
+                (c"GROUP", int(self.group)?),
+                (c"IN", int(self.inp)?),
+                (c"OUT", int(self.out)?),
+                (c"ROWS", int(self.rows)?),
+                (c"PROLOGUE", Constant::Int(self.prologue as i32)),
+                (c"BIAS", Constant::Bool(self.bias)),
+                (c"RESIDUAL", Constant::Bool(self.residual)),
+                (c"EXPERTS", Constant::Int(0)),
+                (c"STEPS", int(steps)?),
+                (c"WK", int(wk)?),
+                (c"WR", int(wr)?),
+            ],
+        })
+    }
+
+    /// Bytes of dynamic shared memory: the formula of `matvec_body.cu`.
+    fn shared_memory(self, steps: usize, wk: usize, wr: usize) -> usize {
+        let Self { bits, group, inp, rows, .. } = self;
+        let window = steps * 512 / bits;
+        let columns = window * inp.div_ceil(window);
+        let padding = if (2 * columns).is_multiple_of(128) { 64 } else { 0 };
+        let sums = if bits < 16 { 4 * rows * columns / group } else { 0 };
+        let norm = if self.prologue == Prologue::RmsNorm { 4 * wk * wr * rows } else { 0 };
+        1024 / bits + rows * (2 * columns + padding) + sums + 128 * wr * wk * rows + norm
+    }
+}
+
+impl Attend {
+    const WARPS: usize = 16;
+
+    fn launch(self) -> Result<Launch> {
+        let int = |n: usize| dim(n).map(Constant::Int);
+        let [header, body] = &*ATTEND;
+        Launch::new(&Call {
+            name: c"attend",
+            inputs: &[c"qkv", c"keys", c"values", c"inv_freq", c"length"],
+            header,
+            body,
+            shared_memory: 0,
+            threads: [32 * Self::WARPS, self.heads],
+            out: ([1, dim(self.heads * self.head)?], self.dtype),
+            constants: &[
+                (c"T", Constant::Type(self.dtype)),
+                (c"HEAD", int(self.head)?),
+                (c"HEADS", int(self.heads)?),
+                (c"KV_HEADS", int(self.kv_heads)?),
+                (c"PAIRS", int(self.pairs)?),
+                (c"HALVES", Constant::Bool(self.halves)),
+                (c"WARPS", int(Self::WARPS)?),
+                (c"SCALE", Constant::Int(self.scale as i32)),
+            ],
+        })
+    }
+}

@@ -1,0 +1,17 @@
+// The body of the custom kernel `attend`; attend.cu is its header and explains it.
+//
+// T is bfloat16 or float16; all arrays are contiguous and start at multiples of 16 bytes.
+// Inputs, in order:
+//   qkv       T [1, (HEADS + 2 * KV_HEADS) * HEAD]: queries, key and value of the token at position `length`
+//   keys      T [slots, KV_HEADS * HEAD]: rotated keys of the positions before it, each in the slot of its number
+//   values    T [slots, KV_HEADS * HEAD]
+//   inv_freq  f32 [PAIRS]
+//   length    i32 [1]: positions before the token
+// Output:
+//   out       T [1, HEADS * HEAD]
+// Template constants:
+//   T; HEAD 64, 128 or 256; HEADS; KV_HEADS; PAIRS rotated; HALVES: pairs are (i, i + PAIRS), else neighbours; WARPS;
+//   SCALE, the bits of the f32 factor of scores
+// Threadgroup: (32 * WARPS, 1, 1). Grid, in threads: (HEADS * 32 * WARPS, 1, 1).
+rillm::Attend<T, HEAD, HEADS, KV_HEADS, PAIRS, HALVES, WARPS>::run(
+    qkv, keys, values, inv_freq, *length, __int_as_float(SCALE), out);

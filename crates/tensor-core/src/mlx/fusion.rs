@@ -1,0 +1,197 @@
+//! What the kernels of `cuda.rs` take over: products of a few rows with what comes before and after them, and the
+//! attention of one token. Each says no by returning `None`, and the operations run one by one.
+
+use mlx_rs::{Array, Dtype};
+
+use super::cuda::{Attend, Matvec, Prologue};
+use super::weight::{MlxWeight, dims};
+use super::{Mlx, MlxTensor, On};
+use crate::{Activation, AttnParams, AttnSpan, Batch, Input, Pairing, Result, Rope};
+
+/// Rows that a fused product takes at most.
+const ROWS: usize = 8;
+/// Positions from which attention is divided among more blocks than there are heads: MLX's own does that.
+const LONG: usize = 4096;
+
+/// How a tensor was made.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Origin {
+    #[default]
+    Unknown,
+    /// Columns of one row.
+    Columns(Columns),
+    /// A buffer, one row of which was just written.
+    Written {
+        /// The buffer as it was before.
+        before: Array,
+        /// The row.
+        at: usize,
+        /// What it holds now.
+        row: Columns,
+    },
+}
+
+/// Columns from `from` on of the one row of `of`.
+#[derive(Clone, Debug)]
+pub(super) struct Columns {
+    pub of: Array,
+    pub from: usize,
+    pub turn: Option<Turn>,
+}
+
+/// A rotation of all heads.
+#[derive(Clone, Debug)]
+pub(super) struct Turn {
+    inv_freq: Array,
+    pairs: usize,
+    halves: bool,
+    position: usize,
+}
+
+fn same(a: &Array, b: &Array) -> bool {
+    a.as_ptr().ctx == b.as_ptr().ctx
+}
+
+impl Turn {
+    fn is(&self, other: &Self) -> bool {
+        let same_numbers = same(&self.inv_freq, &other.inv_freq) && self.pairs == other.pairs;
+        same_numbers && self.halves == other.halves && self.position == other.position
+    }
+}
+
+impl Mlx {
+    /// Whether our kernels run here.
+    pub(super) fn fuses(&self) -> bool {
+        self.0.on == On::Cuda && matches!(self.dtype(), Dtype::Bfloat16 | Dtype::Float16)
+    }
+
+    /// [`Backend::project`](crate::Backend::project) in one kernel.
+    pub(super) fn fused_project(
+        &self,
+        input: &Input<'_, Self>,
+        w: &MlxWeight,
+        bias: Option<&MlxWeight>,
+        residual: Option<&MlxTensor>,
+    ) -> Result<Option<MlxTensor>> {
+        let (x, prologue, norm) = match *input {
+            Input::Rows(x) => (x, Prologue::Plain, None),
+            Input::RmsNorm { x, w, eps } => (x, Prologue::RmsNorm, Some((w, eps))),
+            Input::Gated { act: Activation::Silu, gate_up } => (gate_up, Prologue::SiluGate, None),
+            Input::Gated { act: Activation::GeluTanh, gate_up } => (gate_up, Prologue::GeluGate, None),
+            _ => return Ok(None),
+        };
+        let [rows, cols] = x.shape();
+        if !self.fuses() || rows == 0 || rows > ROWS {
+            return Ok(None);
+        }
+        let [matrix] = w.matrices("linear")? else { return Ok(None) };
+        let Some(stored) = matrix.for_kernels(self.dtype()) else { return Ok(None) };
+        let ([out, inp], halved) =
+            (dims(w.matrices("linear")?), norm.is_none() && prologue != Prologue::Plain);
+        let gain = norm.map(|(w, _)| w.vector("rms_norm")).transpose()?;
+        let bias = bias.map(|b| b.vector("linear bias")).transpose()?;
+        // What does not fit is the plain operations' to refuse.
+        let fits = cols == if halved { 2 * inp } else { inp }
+            && gain.is_none_or(|g| g.size() == inp)
+            && bias.is_none_or(|b| b.size() == out)
+            && residual.is_none_or(|h| h.shape() == [rows, out]);
+        let dtype = self.dtype();
+        let what = Matvec {
+            dtype,
+            bits: stored.bits,
+            group: stored.group,
+            inp,
+            out,
+            rows,
+            prologue,
+            bias: bias.is_some(),
+            residual: residual.is_some(),
+        };
+        if !fits || !what.is_possible() || x.array.dtype() != dtype {
+            return Ok(None);
+        }
+        let none = &x.array;
+        let eps = self.0.kernels.number(norm.map_or(0.0, |(_, eps)| eps));
+        let inputs = [
+            &x.array,
+            stored.codes,
+            stored.scales.unwrap_or(none),
+            stored.biases.unwrap_or(none),
+            gain.unwrap_or(none),
+            &eps,
+            bias.unwrap_or(none),
+            residual.map_or(none, |h| &h.array),
+            // Not read: there are no experts.
+            none,
+        ];
+        self.0.kernels.matvec(what, &inputs).map(|y| Some(y.into()))
+    }
+
+    /// What is known of columns from `from` on of `x`.
+    pub(super) fn columns(&self, x: &MlxTensor, from: usize) -> Origin {
+        if !self.fuses() || x.shape()[0] != 1 {
+            return Origin::Unknown;
+        }
+        Origin::Columns(Columns { of: x.array.clone(), from, turn: None })
+    }
+
+    /// What is known of `x` once `rope` has turned it.
+    pub(super) fn turned(&self, x: &MlxTensor, rope: &Rope, batch: &Batch) -> Result<Origin> {
+        let (Origin::Columns(columns), [position]) = (&x.origin, batch.positions()) else {
+            return Ok(Origin::Unknown);
+        };
+        if columns.turn.is_some() || rope.scale != 1.0 {
+            return Ok(Origin::Unknown);
+        }
+        let turn = Turn {
+            inv_freq: self.0.ropes.inv_freq(rope)?,
+            pairs: rope.inv_freq.len(),
+            halves: rope.pairing == Pairing::Halves,
+            position: *position as usize,
+        };
+        Ok(Origin::Columns(Columns { turn: Some(turn), ..columns.clone() }))
+    }
+
+    /// [`Backend::attention`](crate::Backend::attention) of one token, with the rotation of its query and key, in one kernel.
+    pub(super) fn fused_attention(
+        &self,
+        q: &MlxTensor,
+        span: &AttnSpan<'_, MlxTensor>,
+        p: &AttnParams,
+    ) -> Result<Option<MlxTensor>> {
+        let [Origin::Columns(query), Origin::Written { before: keys, at, row: key }] =
+            [&q.origin, &span.k.origin]
+        else {
+            return Ok(None);
+        };
+        let Origin::Written { before: values, at: value_at, row: value } = &span.v.origin else {
+            return Ok(None);
+        };
+        let (Some(turn), Some(key_turn)) = (&query.turn, &key.turn) else { return Ok(None) };
+        let len = span.layout.len;
+        let window = span.window.into_iter().chain(p.window).min().unwrap_or(usize::MAX);
+        let in_order = span.layout.keep == 0 && len <= span.layout.ring && window >= len && len <= LONG;
+        let one_row = same(&query.of, &key.of)
+            && same(&query.of, &value.of)
+            && value.turn.is_none()
+            && [query.from, key.from, value.from] == [0, p.q_dim(), p.q_dim() + p.kv_dim()]
+            && query.of.dim(1) as usize == p.q_dim() + 2 * p.kv_dim();
+        let latest = [*at, *value_at, turn.position] == [len - 1; 3] && turn.is(key_turn);
+        let heads = [64, 128, 256].contains(&p.head_dim) && p.softcap.is_none();
+        if !(in_order && one_row && latest && heads && span.rows == (0..1)) {
+            return Ok(None);
+        }
+        let what = Attend {
+            dtype: self.dtype(),
+            head: p.head_dim,
+            heads: p.heads,
+            kv_heads: p.kv_heads,
+            pairs: turn.pairs,
+            halves: turn.halves,
+            scale: p.scale.to_bits(),
+        };
+        let length = self.0.kernels.length(len - 1)?;
+        let inputs = [&query.of, keys, values, &turn.inv_freq, &length];
+        self.0.kernels.attend(what, &inputs).map(|y| Some(y.into()))
+    }
+}
