@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use clap::Parser;
-use rillm::generate::{Session, SharedSession, Want, Work, argmax};
+use rillm::generate::{Session, SharedSession, Want, Work};
 use serde_json::{Value, json};
 
 /// Measure prefill and decode
@@ -138,17 +138,20 @@ fn measure(case: Case, session: &mut SharedSession, repeat: usize) -> Result<(f6
     };
     let prompts: Vec<Vec<u32>> =
         sequences.iter().map(|_| (0..case.prompt).map(|_| random()).collect()).collect();
-    let mut logits = Vec::new();
-    let mut next = Vec::new();
+    let (mut logits, mut picked, mut next) = (Vec::new(), Vec::new(), Vec::new());
     let started = Instant::now();
     for (&sequence, prompt) in sequences.iter().zip(&prompts) {
         let mut ahead = prompt.len();
         for tokens in prompt.chunks(512) {
             ahead -= tokens.len();
-            let want = if ahead == 0 { Want::Last } else { Want::Nothing };
-            session.step(&[Work { sequence, tokens, ahead, want }], &mut logits)?;
+            match ahead {
+                0 => {
+                    session.step_greedy(&[Work { sequence, tokens, ahead, want: Want::Last }], &mut picked)?
+                }
+                _ => session.step(&[Work { sequence, tokens, ahead, want: Want::Nothing }], &mut logits)?,
+            }
         }
-        next.push(argmax(&logits)?.0);
+        next.append(&mut picked);
     }
     let first = started.elapsed().as_secs_f64();
     for _ in 1..case.generate {
@@ -159,10 +162,8 @@ fn measure(case: Case, session: &mut SharedSession, repeat: usize) -> Result<(f6
             want: Want::Last,
         };
         let work: Vec<_> = sequences.iter().zip(&next).map(work).collect();
-        session.step(&work, &mut logits)?;
-        for (token, row) in next.iter_mut().zip(logits.chunks_exact(vocab)) {
-            *token = argmax(row)?.0;
-        }
+        session.step_greedy(&work, &mut picked)?;
+        next.clone_from(&picked);
     }
     let rest = started.elapsed().as_secs_f64() - first;
     sequences.into_iter().for_each(|s| session.close(s));

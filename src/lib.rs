@@ -38,4 +38,6 @@ pub use random::RandomShape;
 pub use rillm_generate::{
     CancelHandle, FinishReason, Message, Piece, Progress, SamplerOptions, SamplerOrder, Token, Tokenizer,
 };
+#[cfg(feature = "mlx")]
+pub use rillm_tensor_core::mlx::MlxDevice;
 pub use statistics::{Statistics, peak_memory_bytes};

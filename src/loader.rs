@@ -6,11 +6,15 @@ use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use rillm_generate::{EosTokenId, LocalSession, Session, SharedSession, StopTokens, Tokenizer};
+use rillm_generate::{
+    EngineSession, EosTokenId, LocalSession, Session, SharedSession, StopTokens, Tokenizer,
+};
 use rillm_models::{Config, Registry};
 use rillm_nn::{Quantization, Safetensors, WeightSource};
 use rillm_tensor_core::Backend;
 use rillm_tensor_core::cpu::{Cpu, Precision};
+#[cfg(feature = "mlx")]
+use rillm_tensor_core::mlx::MlxDevice;
 use serde_json::Value;
 
 use crate::model::{Parts, Text};
@@ -23,11 +27,29 @@ pub enum Device {
     /// The CPU backend, with the fastest kernels this processor has.
     #[default]
     Cpu,
+    /// MLX, on a graphics card or on the processor.
+    #[cfg(feature = "mlx")]
+    Mlx(MlxDevice),
 }
 
+/// Devices by the names that they are written with.
+const DEVICES: &[(&str, Device)] = &[
+    ("cpu", Device::Cpu),
+    #[cfg(feature = "mlx")]
+    ("mlx", Device::Mlx(MlxDevice::Best)),
+    #[cfg(feature = "mlx")]
+    ("mlx-gpu", Device::Mlx(MlxDevice::Gpu)),
+    #[cfg(feature = "mlx")]
+    ("mlx-cpu", Device::Mlx(MlxDevice::Cpu)),
+];
+
 impl Device {
-    /// The fastest device of this build on this machine.
+    /// The fastest device of this build on this machine: a graphics card, or else the CPU backend.
     pub fn best() -> Self {
+        #[cfg(feature = "mlx")]
+        if rillm_tensor_core::mlx::Mlx::has_card() {
+            return Self::Mlx(MlxDevice::Gpu);
+        }
         Self::Cpu
     }
 }
@@ -35,17 +57,23 @@ impl Device {
 impl FromStr for Device {
     type Err = String;
 
+    /// `cpu`, `best`, and with the feature `mlx` also `mlx`, `mlx-gpu`, `mlx-cpu`.
     fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "cpu" => Ok(Self::Cpu),
-            _ => Err(format!("no device {name:?} in this build; there is cpu")),
+        if name == "best" {
+            return Ok(Self::best());
         }
+        let known = DEVICES.iter().find(|(known, _)| *known == name);
+        known.map(|(_, device)| *device).ok_or_else(|| {
+            let names = DEVICES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+            format!("no device {name:?} in this build; there are best, {names}")
+        })
     }
 }
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("cpu")
+        let name = DEVICES.iter().find(|(_, device)| device == self).map_or("", |(name, _)| *name);
+        f.write_str(name)
     }
 }
 
@@ -132,7 +160,8 @@ impl Loader {
         self
     }
 
-    /// Adds a family of models from outside this workspace.
+    /// Adds a family of models from outside this workspace, for [`Device::Cpu`]; on other devices a registry of
+    /// [`load_on_thread`](Self::load_on_thread) has it.
     pub fn family(mut self, family: impl rillm_models::Family<Cpu> + 'static) -> Self {
         self.registry.add(family);
         self
@@ -164,6 +193,11 @@ impl Loader {
                 let parts = self.parts(cpu.clone(), &registry)?;
                 Ok(LanguageModel(Arc::new(Parts { cpu: Some(cpu), ..parts })))
             }
+            #[cfg(feature = "mlx")]
+            Device::Mlx(device) => {
+                let mlx = rillm_tensor_core::mlx::Mlx::builder().device(device).precision(self.precision);
+                self.load_on_thread(move || mlx.build(), Registry::default())
+            }
         }
     }
 
@@ -176,7 +210,40 @@ impl Loader {
         Ok(LanguageModel(Arc::new(self.parts(backend, registry)?)))
     }
 
+    /// As [`load_on`](Self::load_on), for a backend whose tensors belong to the thread that made them: it is made, and
+    /// everything of it runs, on a thread of the model's own.
+    ///
+    /// # Errors
+    /// A model that can't be found, read or understood, or a backend that can't start.
+    pub fn load_on_thread<B: Backend>(
+        self,
+        make_backend: impl FnOnce() -> rillm_tensor_core::Result<B> + Send + 'static,
+        registry: Registry<B>,
+    ) -> Result<LanguageModel> {
+        let context = self.context;
+        let parts = self.parts_of(|checkpoint| {
+            let device = Arc::new(OnceLock::new());
+            let name = Arc::clone(&device);
+            let engine = EngineSession::start(move || -> Result<_> {
+                let backend = make_backend()?;
+                name.get_or_init(|| backend.name());
+                checkpoint.session(backend, &registry, context)
+            })?;
+            Ok((SharedSession::new(engine), device.get().cloned().unwrap_or_default()))
+        })?;
+        Ok(LanguageModel(Arc::new(parts)))
+    }
+
     fn parts<B: Backend>(self, backend: B, registry: &Registry<B>) -> Result<Parts> {
+        let context = self.context;
+        self.parts_of(|checkpoint| {
+            let device = backend.name();
+            Ok((SharedSession::new(checkpoint.session(backend, registry, context)?), device))
+        })
+    }
+
+    /// Opens the checkpoint, reads its text, and has `start` make a session and name its backend meanwhile.
+    fn parts_of(self, start: impl FnOnce(Weights) -> Result<(SharedSession, String)>) -> Result<Parts> {
         let started = Instant::now();
         let (path, checkpoint) = match &self.source {
             Source::Random(shape) => (PathBuf::from("random weights"), shape.checkpoint()),
@@ -186,19 +253,18 @@ impl Loader {
                 (path, checkpoint)
             }
         };
-        let Checkpoint { config: source, generation_config, weights, text } = checkpoint;
-        let config = Config::new(&source).map_err(of(&path))?;
-        let model_type = config.model_type().map_err(of(&path))?.to_owned();
-        let (model, text) = std::thread::scope(|scope| {
+        let Checkpoint { config, generation_config, weights, text } = checkpoint;
+        let config = Arc::new(config);
+        let weights = Weights { path, config: Arc::clone(&config), source: weights };
+        let model_type = weights.config()?.model_type().map_err(of(&weights.path))?.to_owned();
+        let (session, text) = std::thread::scope(|scope| {
             // Reading a vocabulary is work for one thread; packing leaves gaps for it.
             let text = scope.spawn(text);
-            let model = registry.load(&config, &*weights, &backend).map_err(of(&path));
-            (model, text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            let session = start(weights);
+            (session, text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
-        let model = model?;
-        let stop_tokens = text.stop_tokens(generation_config.as_ref(), &source);
-        let device = backend.name();
-        let session = LocalSession::new(backend, model, self.context);
+        let (session, device) = session?;
+        let stop_tokens = text.stop_tokens(generation_config.as_ref(), &config);
         let info = ModelInfo {
             model_type,
             device,
@@ -208,7 +274,7 @@ impl Loader {
             load_time: started.elapsed(),
         };
         Ok(Parts {
-            session: SharedSession::new(session),
+            session,
             text,
             stop_tokens,
             generation_config,
@@ -233,6 +299,29 @@ impl Loader {
             }
         }
         Err(Error::NotFound { name: name.to_owned() })
+    }
+}
+
+/// What a session is made of, on whatever thread.
+struct Weights {
+    path: PathBuf,
+    config: Arc<Value>,
+    source: Box<dyn WeightSource>,
+}
+
+impl Weights {
+    fn config(&self) -> Result<Config<'_>> {
+        Config::new(&self.config).map_err(of(&self.path))
+    }
+
+    fn session<B: Backend>(
+        self,
+        backend: B,
+        registry: &Registry<B>,
+        context: Option<usize>,
+    ) -> Result<LocalSession<B>> {
+        let model = registry.load(&self.config()?, &*self.source, &backend).map_err(of(&self.path))?;
+        Ok(LocalSession::new(backend, model, context))
     }
 }
 

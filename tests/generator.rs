@@ -6,8 +6,8 @@ mod support;
 use std::sync::{Arc, Mutex};
 
 use rillm::generate::{
-    BatchGenerator, CancelHandle, Error, Event, FinishReason, Generator, Request, SamplerOptions, Session,
-    SharedSession, sampler,
+    BatchGenerator, CancelHandle, Error, Event, FinishReason, Generator, LogitBias, Request, SamplerOptions,
+    Session, SharedSession, sampler,
 };
 use rillm::{LanguageModel, Loader};
 
@@ -258,6 +258,29 @@ fn a_batch_says_what_each_request_says_alone() {
             assert_eq!(lm.cache_bytes(), 0, "{model}: all sequences are closed");
         }
     }
+}
+
+#[test]
+fn processors_are_heard_by_greedy_requests_too() {
+    let (lm, ids) = (llama(), prompt(&golden("llama")));
+    let banned = greedy_reference(&golden("llama"))[0];
+    let request = || {
+        let ban = LogitBias::new([(banned, f32::NEG_INFINITY)]);
+        Request::new(ids.clone()).max_tokens(9).processor(ban)
+    };
+    let said = run(&mut Generator::new(lm.session(), request()).unwrap());
+    assert!(said.len() == 9 && !said.contains(&banned));
+    let mut batch = BatchGenerator::new(lm.session(), 1);
+    batch.add(request()).unwrap();
+    let mut got = Vec::new();
+    while !batch.is_idle() {
+        for event in batch.step().unwrap() {
+            if let Event::Token { token, .. } = event {
+                got.push(token.id);
+            }
+        }
+    }
+    assert_eq!(got, said);
 }
 
 #[test]

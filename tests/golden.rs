@@ -3,49 +3,9 @@
 
 mod support;
 
-use std::path::Path;
-
-use rillm::generate::{Session, Want};
-use safetensors::SafeTensors;
-
-use support::{exact, feed, goldens, greedy_reference, name, prompt, score};
-
-/// Of the logits' standard deviation.
-const TOLERANCE: f32 = 5e-3;
-
-fn reference_logits(folder: &Path) -> Vec<f32> {
-    let bytes = std::fs::read(folder.join("golden.safetensors")).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let logits = file.tensor("logits").unwrap().data().to_vec();
-    logits.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
-}
-
-fn greedy(session: &mut impl Session, ids: &[u32], n: usize) -> Vec<u32> {
-    let sequence = session.open();
-    let mut out: Vec<u32> = Vec::new();
-    while out.len() < n {
-        let logits = match out.last() {
-            None => feed(session, sequence, ids, Want::Last),
-            Some(id) => feed(session, sequence, &[*id], Want::Last),
-        };
-        out.push(rillm::generate::argmax(&logits.unwrap()).unwrap().0);
-    }
-    session.close(sequence);
-    out
-}
-
-/// The largest difference, in standard deviations of `want`.
-fn distance(got: &[f32], want: &[f32]) -> f32 {
-    assert_eq!(got.len(), want.len());
-    let mean = want.iter().sum::<f32>() / want.len() as f32;
-    let var = want.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / want.len() as f32;
-    let most = got
-        .iter()
-        .zip(want)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, |m: f32, d| if d > m || d.is_nan() { d } else { m });
-    most / var.sqrt()
-}
+use support::{
+    TOLERANCE, distance, exact, goldens, greedy, greedy_reference, name, prompt, reference_logits, score,
+};
 
 #[test]
 fn logits_and_tokens_are_those_of_the_references() {

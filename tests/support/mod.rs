@@ -55,6 +55,45 @@ pub fn greedy_reference(folder: &Path) -> Vec<u32> {
     ids(folder, "greedy")
 }
 
+/// How far logits may be from a reference's, in standard deviations of these.
+pub const TOLERANCE: f32 = 5e-3;
+
+/// The reference's logits of the prompt.
+pub fn reference_logits(folder: &Path) -> Vec<f32> {
+    let bytes = std::fs::read(folder.join("golden.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let logits = file.tensor("logits").unwrap().data().to_vec();
+    logits.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+/// `n` greedy tokens after `ids`, one step each.
+pub fn greedy(session: &mut impl Session, ids: &[u32], n: usize) -> Vec<u32> {
+    let sequence = session.open();
+    let mut out: Vec<u32> = Vec::new();
+    while out.len() < n {
+        let logits = match out.last() {
+            None => feed(session, sequence, ids, Want::Last),
+            Some(id) => feed(session, sequence, &[*id], Want::Last),
+        };
+        out.push(rillm::generate::argmax(&logits.unwrap()).unwrap().0);
+    }
+    session.close(sequence);
+    out
+}
+
+/// The largest difference, in standard deviations of `want`.
+pub fn distance(got: &[f32], want: &[f32]) -> f32 {
+    assert_eq!(got.len(), want.len());
+    let mean = want.iter().sum::<f32>() / want.len() as f32;
+    let var = want.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / want.len() as f32;
+    let most = got
+        .iter()
+        .zip(want)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |m: f32, d| if d > m || d.is_nan() { d } else { m });
+    most / var.sqrt()
+}
+
 /// `n` tokens of a vocabulary of `vocab`, other ones for each `seed`.
 pub fn tokens(n: usize, vocab: usize, seed: usize) -> Vec<u32> {
     (0..n).map(|i| ((i * i * 7 + i * 13 + seed * 31 + 3) % vocab) as u32).collect()

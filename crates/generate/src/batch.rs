@@ -52,6 +52,8 @@ pub struct BatchGenerator<S: Session> {
     chunk: usize,
     added: usize,
     logits: Vec<f32>,
+    /// What the session picked, where it was asked to.
+    picked: Vec<u32>,
 }
 
 impl<S: Session> BatchGenerator<S> {
@@ -65,6 +67,7 @@ impl<S: Session> BatchGenerator<S> {
             chunk: 512,
             added: 0,
             logits: Vec::new(),
+            picked: Vec::new(),
         }
     }
 
@@ -110,7 +113,7 @@ impl<S: Session> BatchGenerator<S> {
             let sequence = self.session.open();
             self.running.push(Running { id, sequence, answer, produced: 0 });
         }
-        let mut room = self.chunk;
+        let (mut room, mut greedy) = (self.chunk, true);
         let mut work = Vec::with_capacity(self.running.len());
         for r in &mut self.running {
             // A decoding answer has one token to run; prompts share what room is left.
@@ -119,14 +122,17 @@ impl<S: Session> BatchGenerator<S> {
                 continue;
             }
             let sequence = r.sequence;
-            let produced = r.produced;
+            let (produced, picks) = (r.produced, r.answer.is_greedy());
             if let Some((tokens, ahead)) = r.answer.next_work(chunk) {
                 room -= if produced > 0 { 0 } else { tokens.len() };
                 let want = if ahead == 0 { Want::Last } else { Want::Nothing };
+                greedy &= picks || want == Want::Nothing;
                 work.push(Work { sequence, tokens, ahead, want });
             }
         }
-        if !work.is_empty() {
+        self.logits.clear();
+        if !greedy || !let_pick(&mut self.session, &work, &mut self.picked)? {
+            self.picked.clear();
             self.session.step(&work, &mut self.logits)?;
         }
         let ran: Vec<_> = work.iter().map(|w| (w.sequence, w.tokens.len(), w.want)).collect();
@@ -137,6 +143,7 @@ impl<S: Session> BatchGenerator<S> {
     fn pick(&mut self, ran: &[(usize, usize, Want)]) -> Vec<Event> {
         let (vocab, context) = (self.session.vocab(), self.session.context());
         let mut events = Vec::new();
+        let mut picked = self.picked.drain(..);
         let mut rows = self.logits.chunks_exact_mut(vocab.max(1));
         for &(sequence, tokens, want) in ran {
             let Some(r) = self.running.iter_mut().find(|r| r.sequence == sequence) else { continue };
@@ -144,8 +151,12 @@ impl<S: Session> BatchGenerator<S> {
             if want != Want::Last {
                 continue;
             }
-            let Some(row) = rows.next() else { continue };
-            match r.answer.pick(row, context, r.produced) {
+            let token = match (picked.next(), rows.next()) {
+                (Some(id), _) => Ok(r.answer.take(id, context, r.produced)),
+                (None, Some(row)) => r.answer.pick(row, context, r.produced),
+                (None, None) => continue,
+            };
+            match token {
                 Ok(Some(token)) => {
                     r.produced += 1;
                     events.push(Event::Token { id: r.id, token });
@@ -168,6 +179,15 @@ impl<S: Session> BatchGenerator<S> {
             false
         });
         events
+    }
+}
+
+/// Lets the session pick. Where logits of one answer are broken it does not say whose: false, and nothing has moved.
+fn let_pick(session: &mut impl Session, work: &[Work<'_>], picked: &mut Vec<u32>) -> Result<bool> {
+    match session.step_greedy(work, picked) {
+        Ok(()) => Ok(true),
+        Err(Error::NanLogits { .. } | Error::NoCandidates { .. }) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

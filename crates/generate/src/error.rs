@@ -127,6 +127,12 @@ pub enum Error {
         /// The sequence.
         number: usize,
     },
+    /// The thread that a session lives on could not be started, or a panic has ended it.
+    #[error("the session's thread: {message}")]
+    SessionThread {
+        /// What the system or the panic said.
+        message: String,
+    },
     /// The model failed.
     #[error(transparent)]
     Model(#[from] rillm_nn::Error),

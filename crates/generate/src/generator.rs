@@ -40,6 +40,8 @@ pub struct Generator<S: Session> {
     chunk: usize,
     on_progress: Option<Box<dyn FnMut(Progress) + Send>>,
     logits: Vec<f32>,
+    /// What the session picked, where it was asked to.
+    picked: Vec<u32>,
     started: Option<Instant>,
     timing: Timing,
 }
@@ -90,6 +92,7 @@ impl<S: Session> Generator<S> {
             chunk: Self::PREFILL_CHUNK,
             on_progress: None,
             logits: Vec::new(),
+            picked: Vec::new(),
             started: None,
             timing,
         }
@@ -134,12 +137,17 @@ impl<S: Session> Generator<S> {
 
     /// Runs what the session has not seen yet, in chunks. False if there is nothing to run: the answer is over.
     fn advance(&mut self) -> Result<bool> {
+        let greedy = self.answer.is_greedy();
         loop {
             let (session, logits) = (&mut self.session, &mut self.logits);
             let Some((tokens, ahead)) = self.answer.next_work(self.chunk) else { return Ok(false) };
             let want = if ahead == 0 { Want::Last } else { Want::Nothing };
             let ran = tokens.len();
-            session.step(&[Work { sequence: self.sequence, tokens, ahead, want }], logits)?;
+            let work = [Work { sequence: self.sequence, tokens, ahead, want }];
+            match want {
+                Want::Last if greedy => session.step_greedy(&work, &mut self.picked)?,
+                _ => session.step(&work, logits)?,
+            }
             self.answer.ran(ran);
             if self.timing.generated_tokens == 0
                 && let Some(f) = &mut self.on_progress
@@ -158,8 +166,11 @@ impl<S: Session> Generator<S> {
         if !self.advance()? {
             return Ok(None);
         }
-        let produced = self.timing.generated_tokens;
-        let token = self.answer.pick(&mut self.logits, self.session.context(), produced)?;
+        let (produced, context) = (self.timing.generated_tokens, self.session.context());
+        let token = match self.picked.pop() {
+            Some(id) => self.answer.take(id, context, produced),
+            None => self.answer.pick(&mut self.logits, context, produced)?,
+        };
         if token.is_some() {
             self.timing.generated_tokens += 1;
         }

@@ -7,6 +7,7 @@
 
 mod batch;
 mod candidates;
+mod engine;
 mod error;
 mod generator;
 mod local;
@@ -22,6 +23,7 @@ mod text_generator;
 mod vocabulary;
 
 pub use batch::{BatchGenerator, Event};
+pub use engine::EngineSession;
 pub use error::{Error, Result};
 pub use generator::{Generator, Progress, Timing};
 pub use local::LocalSession;

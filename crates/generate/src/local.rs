@@ -1,10 +1,13 @@
 //! [`Session`] over a model of any family on any backend, in this process and on the calling thread.
 
+mod ahead;
+
 use rillm_kvcache::{CacheKind, SequenceCache};
 use rillm_nn::CausalLm;
 use rillm_tensor_core::{Backend, Batch, Ids};
 
 use crate::{Error, Result, Session, Want, Work};
+use ahead::Ahead;
 
 /// Rows of one forward pass when a sequence has to be prefilled again.
 const CHUNK: usize = 512;
@@ -20,6 +23,8 @@ pub struct LocalSession<B: Backend> {
     context: usize,
     caches: Vec<SequenceCache<B>>,
     sequences: Vec<Option<Sequence>>,
+    /// Passes that were started before anybody asked for them; no two share a sequence.
+    ahead: Vec<Ahead<B>>,
     // Kept between steps so that decoding allocates nothing.
     batch: Batch,
     ids: Vec<u32>,
@@ -35,11 +40,14 @@ struct Sequence {
     rope_set: usize,
     /// Whether the caches were lost to a failed step and must be computed again.
     stale: bool,
+    /// Its length before the tokens that were fed last: the shortest that it can always go back to.
+    latest: usize,
 }
 
 impl Sequence {
     /// Appends `tokens`; memory grows in large steps, so that decoding rarely allocates.
     fn extend(&mut self, tokens: &[u32]) {
+        self.latest = self.tokens.len();
         let free = self.tokens.capacity() - self.tokens.len();
         if tokens.len() > free {
             self.tokens.reserve(tokens.len().max(GROWTH));
@@ -59,6 +67,7 @@ impl<B: Backend> LocalSession<B> {
             model,
             caches: Vec::new(),
             sequences: Vec::new(),
+            ahead: Vec::new(),
             batch: Batch::default(),
             ids: Vec::new(),
             rows: Vec::new(),
@@ -129,19 +138,24 @@ impl<B: Backend> LocalSession<B> {
         Ok(())
     }
 
-    /// Runs `self.ids` as `self.batch`; the logits of `self.rows` are then in `self.part`.
-    fn forward(&mut self) -> Result<()> {
+    /// Runs `self.ids` as `self.batch`. Returns the logits of `self.rows`.
+    ///
+    /// Nobody will wait for sequences without such rows, and a lazy backend would gather passes without end: it has to
+    /// compute their caches now.
+    fn forward(&mut self) -> Result<Option<B::Tensor>> {
         let ids = Ids::Host(&self.ids);
         let out = self.model.forward(&self.backend, ids, &self.batch, &mut self.caches, &self.rows)?;
-        self.part.clear();
-        if let Some(out) = out {
-            self.backend.read(&out, &mut self.part).map_err(rillm_nn::Error::from)?;
+        let spans = self.batch.spans().iter();
+        let silent = spans.filter(|span| !self.rows.iter().any(|row| span.rows.contains(row)));
+        let buffers: Vec<_> = silent.flat_map(|span| self.caches[span.sequence].buffers()).collect();
+        if !buffers.is_empty() {
+            self.backend.evaluate(&buffers).map_err(rillm_nn::Error::from)?;
         }
-        Ok(())
+        Ok(out)
     }
 
-    /// One forward pass over work whose rope sets agree.
-    fn run(&mut self, work: &[Work<'_>]) -> Result<()> {
+    /// One forward pass over work whose rope sets agree. Returns the logits of the rows wanted.
+    fn run(&mut self, work: &[Work<'_>]) -> Result<Option<B::Tensor>> {
         self.ids.clear();
         self.rows.clear();
         let mut rope_len = 0;
@@ -162,15 +176,54 @@ impl<B: Backend> LocalSession<B> {
         self.forward()
     }
 
+    /// Copies logits to `self.part`.
+    fn read(&mut self, logits: &B::Tensor) -> Result<()> {
+        Ok(self.backend.read(logits, &mut self.part).map_err(rillm_nn::Error::from)?)
+    }
+
+    /// Pieces of work that one pass takes, once their caches are refreshed: all, or one if their rope sets differ.
+    fn pieces(&self, work: &[Work<'_>]) -> usize {
+        let set = |w: &Work<'_>| self.sequences[w.sequence].as_ref().map_or(0, |q| q.rope_set);
+        let together = work.windows(2).all(|w| set(&w[0]) == set(&w[1]));
+        if together { work.len().max(1) } else { 1 }
+    }
+
     fn try_step(&mut self, work: &[Work<'_>], logits: &mut Vec<f32>) -> Result<()> {
         self.refresh(work)?;
-        let set = |s: &Self, w: &Work<'_>| s.sequences[w.sequence].as_ref().map_or(0, |q| q.rope_set);
-        let together = work.windows(2).all(|w| set(self, &w[0]) == set(self, &w[1]));
-        for part in work.chunks(if together { work.len().max(1) } else { 1 }) {
-            self.run(part)?;
-            logits.extend_from_slice(&self.part);
+        for part in work.chunks(self.pieces(work)) {
+            if let Some(out) = self.run(part)? {
+                self.read(&out)?;
+                logits.extend_from_slice(&self.part);
+            }
         }
         Ok(())
+    }
+
+    /// Makes sequences longer by what was `done`, or else their caches as long as they were.
+    fn settle(&mut self, work: &[Work<'_>], done: bool) {
+        for w in work {
+            match self.sequences.get_mut(w.sequence) {
+                Some(Some(sequence)) if done => sequence.extend(w.tokens),
+                _ => self.restore(w.sequence, 0),
+            }
+        }
+    }
+
+    /// Takes the caches of a sequence back to its tokens and `more`. If that can't be, because they were lost to a
+    /// pass that failed while it computed old tokens again or to one that ran ahead, the next step computes them.
+    fn restore(&mut self, number: usize, more: usize) {
+        let Some(Some(sequence)) = self.sequences.get_mut(number) else { return };
+        if self.caches[number].truncate(sequence.tokens.len() + more).is_err() {
+            self.lose(number);
+        }
+    }
+
+    /// Drops the caches of a sequence, to be computed again.
+    fn lose(&mut self, number: usize) {
+        if let Some(Some(sequence)) = self.sequences.get_mut(number) {
+            self.caches[number] = SequenceCache::new(&self.kinds);
+            sequence.stale = true;
+        }
     }
 }
 
@@ -207,6 +260,7 @@ impl<B: Backend> Session for LocalSession<B> {
     }
 
     fn close(&mut self, sequence: usize) {
+        self.take_back(|other| other == sequence);
         if let Some(slot) = self.sequences.get_mut(sequence) {
             *slot = None;
             self.caches[sequence] = SequenceCache::new(&self.kinds);
@@ -223,16 +277,21 @@ impl<B: Backend> Session for LocalSession<B> {
     }
 
     fn truncate(&mut self, sequence: usize, len: usize) -> Result<()> {
-        let known = self.sequence(sequence)?;
-        let have = known.tokens.len();
+        let have = self.sequence(sequence)?.tokens.len();
         if have == len {
             return Ok(());
         }
         if len > have {
             return Err(rillm_nn::Error::from(rillm_kvcache::Error::TooShort { len, have }).into());
         }
-        if !known.stale {
-            self.caches[sequence].truncate(len).map_err(rillm_nn::Error::from)?;
+        self.take_back(|other| other == sequence);
+        let &Sequence { stale, latest, .. } = self.sequence(sequence)?;
+        if !stale && let Err(error) = self.caches[sequence].truncate(len) {
+            if len < latest {
+                return Err(rillm_nn::Error::from(error).into());
+            }
+            // What was fed last can be taken back, but for a row that ran ahead and overwrote what is needed now.
+            self.lose(sequence);
         }
         if let Some(Some(s)) = self.sequences.get_mut(sequence) {
             s.tokens.truncate(len);
@@ -243,17 +302,17 @@ impl<B: Backend> Session for LocalSession<B> {
     fn step(&mut self, work: &[Work<'_>], logits: &mut Vec<f32>) -> Result<()> {
         logits.clear();
         self.check(work)?;
+        self.take_back(|sequence| work.iter().any(|w| w.sequence == sequence));
         let done = self.try_step(work, logits);
-        for w in work {
-            let Some(Some(sequence)) = self.sequences.get_mut(w.sequence) else { continue };
-            if done.is_ok() {
-                sequence.extend(w.tokens);
-            } else if self.caches[w.sequence].truncate(sequence.tokens.len()).is_err() {
-                // The step failed while it computed old tokens again: the next one does that.
-                self.caches[w.sequence] = SequenceCache::new(&self.kinds);
-                sequence.stale = true;
-            }
-        }
+        self.settle(work, done.is_ok());
+        done
+    }
+
+    fn step_greedy(&mut self, work: &[Work<'_>], tokens: &mut Vec<u32>) -> Result<()> {
+        tokens.clear();
+        self.check(work)?;
+        let done = self.try_greedy(work, tokens);
+        self.settle(work, done.is_ok());
         done
     }
 }

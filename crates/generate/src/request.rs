@@ -186,6 +186,12 @@ impl Answer {
         Some((&self.history[self.fed..end], self.history.len() - end))
     }
 
+    /// Whether nothing but the likeliest token is wanted of the logits.
+    pub(crate) fn is_greedy(&self) -> bool {
+        let r = &self.request;
+        r.sampler.is_greedy() && r.processors.is_empty() && r.logprobs.is_none()
+    }
+
     /// Notes that the session ran `tokens` tokens.
     pub(crate) fn ran(&mut self, tokens: usize) {
         self.fed += tokens;
@@ -207,17 +213,25 @@ impl Answer {
             self.kept.extend_from_slice(logits);
         }
         let id = r.sampler.sample(logits)?;
-        if r.stop_tokens.contains(&id) {
+        let logprobs = match r.logprobs {
+            Some(top) if !r.stop_tokens.contains(&id) => Some(TokenLogprobs::new(&self.kept, id, top)?),
+            _ => None,
+        };
+        Ok(self.take(id, context, produced).map(|token| Token { logprobs, ..token }))
+    }
+
+    /// Takes `id` for the next token, `None` at the end of the answer.
+    pub(crate) fn take(&mut self, id: u32, context: usize, produced: usize) -> Option<Token> {
+        if self.request.stop_tokens.contains(&id) {
             self.end(FinishReason::Stop);
-            return Ok(None);
+            return None;
         }
-        let logprobs = r.logprobs.map(|top| TokenLogprobs::new(&self.kept, id, top)).transpose()?;
         self.history.push(id);
         if produced + 1 >= self.request.max_tokens {
             self.end(FinishReason::Length);
         } else if self.history.len() > context {
             self.end(FinishReason::Context);
         }
-        Ok(Some(Token { id, logprobs }))
+        Some(Token { id, logprobs: None })
     }
 }

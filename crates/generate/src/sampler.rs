@@ -16,6 +16,12 @@ pub trait Sampler: Send {
     /// # Errors
     /// [`Error::NanLogits`] if a logit is NaN or +inf, [`Error::NoCandidates`] if there is none above `-inf`.
     fn sample(&mut self, logits: &mut [f32]) -> Result<u32>;
+
+    /// Whether it always takes the most probable token, the lowest id of equals, as [`Greedy`] does. Where nothing else
+    /// wants the logits, [`Session::step_greedy`](crate::Session::step_greedy) then picks in its place.
+    fn is_greedy(&self) -> bool {
+        false
+    }
 }
 
 /// Always takes the most probable token; the lowest id wins ties.
@@ -25,6 +31,10 @@ pub struct Greedy;
 impl Sampler for Greedy {
     fn sample(&mut self, logits: &mut [f32]) -> Result<u32> {
         Ok(argmax(logits)?.0)
+    }
+
+    fn is_greedy(&self) -> bool {
+        true
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::Result;
+use crate::{Result, argmax};
 
 /// Which rows of a piece of work need logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,33 @@ pub trait Session: Send {
     /// # Errors
     /// A context that is full, a token outside the vocabulary, a failing backend. The sequences are as before.
     fn step(&mut self, work: &[Work<'_>], logits: &mut Vec<f32>) -> Result<()>;
+
+    /// Like [`step`](Self::step), but picks the most likely token of each row of logits wanted, the first of equals,
+    /// and writes it to `tokens`.
+    ///
+    /// A session may guess that the next call feeds each sequence the token that was picked for it, and start on that
+    /// before it returns. It takes the guess back when something else is asked: nothing but time tells.
+    ///
+    /// # Errors
+    /// Those of [`step`](Self::step), and [`NanLogits`](crate::Error::NanLogits) or
+    /// [`NoCandidates`](crate::Error::NoCandidates) if a row is no distribution. The sequences are as before. A device
+    /// that picks itself does not look for NaN: it gives some token then.
+    fn step_greedy(&mut self, work: &[Work<'_>], tokens: &mut Vec<u32>) -> Result<()> {
+        let mut logits = Vec::new();
+        tokens.clear();
+        self.step(work, &mut logits)?;
+        let mut rows = logits.chunks_exact(self.vocab().max(1));
+        let picked = rows.try_for_each(|row| {
+            tokens.push(argmax(row)?.0);
+            Ok(())
+        });
+        if picked.is_err() {
+            for w in work {
+                self.truncate(w.sequence, self.len(w.sequence).saturating_sub(w.tokens.len()))?;
+            }
+        }
+        picked
+    }
 }
 
 impl<S: Session + ?Sized> Session for &mut S {
@@ -92,6 +119,9 @@ impl<S: Session + ?Sized> Session for &mut S {
     }
     fn step(&mut self, work: &[Work<'_>], logits: &mut Vec<f32>) -> Result<()> {
         (**self).step(work, logits)
+    }
+    fn step_greedy(&mut self, work: &[Work<'_>], tokens: &mut Vec<u32>) -> Result<()> {
+        (**self).step_greedy(work, tokens)
     }
 }
 
@@ -147,5 +177,8 @@ impl Session for SharedSession {
     }
     fn step(&mut self, work: &[Work<'_>], logits: &mut Vec<f32>) -> Result<()> {
         self.lock().step(work, logits)
+    }
+    fn step_greedy(&mut self, work: &[Work<'_>], tokens: &mut Vec<u32>) -> Result<()> {
+        self.lock().step_greedy(work, tokens)
     }
 }

@@ -65,6 +65,11 @@ impl<B: Backend> SequenceCache<B> {
             .ok_or(Error::NoSuchLayer { layer })
     }
 
+    /// The buffers of all layers: what a lazy backend has to compute before an append is over.
+    pub fn buffers(&self) -> impl Iterator<Item = &B::Tensor> {
+        self.layers.iter().flatten().filter_map(|l| l.view(0..0)).flat_map(|view| [view.k, view.v])
+    }
+
     /// Positions that every layer holds.
     pub fn len(&self) -> usize {
         self.layers.iter().flatten().map(|l| l.len()).min().unwrap_or(0)

@@ -3,12 +3,19 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use mlx_rs::{Array, Dtype, Stream};
 
 use super::{dim, error};
 use crate::Result;
+
+/// Multiprocessors of an H100; other cards get their share of blocks later.
+const PROCESSORS: usize = 132;
+/// Bytes of shared memory that a block can have there.
+const SHARED_MEMORY: usize = 227 << 10;
 
 /// A kernel with what is fixed about a call, compiled when it first runs.
 #[derive(Debug)]
@@ -125,7 +132,7 @@ impl Launch {
     }
 }
 
-/// A source without comments and indentation: MLX hashes it at every call.
+/// A source without comments and indentation.
 fn terse(source: &str) -> CString {
     let lines = source.lines().map(|line| line.split("//").next().unwrap_or_default().trim());
     let text = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n");
@@ -133,9 +140,39 @@ fn terse(source: &str) -> CString {
 }
 
 static MATVEC: LazyLock<[CString; 2]> =
-    LazyLock::new(|| [include_str!("cuda/matvec.cu"), include_str!("cuda/matvec_body.cu")].map(terse));
+    LazyLock::new(|| sources("matvec", include_str!("cuda/matvec.cu"), include_str!("cuda/matvec_body.cu")));
 static ATTEND: LazyLock<[CString; 2]> =
-    LazyLock::new(|| [include_str!("cuda/attend.cu"), include_str!("cuda/attend_body.cu")].map(terse));
+    LazyLock::new(|| sources("attend", include_str!("cuda/attend.cu"), include_str!("cuda/attend_body.cu")));
+
+/// What MLX is given as header and body. It copies and hashes both at every call, which takes longer than the rest of a
+/// call for a long header: so that is a line that includes a file, where one can be written.
+fn sources(name: &str, header: &str, body: &str) -> [CString; 2] {
+    let header = terse(header);
+    let include = stored(name, header.to_bytes()).and_then(|path| {
+        let path = path.to_str().filter(|path| !path.contains(['"', '\\', '\n']))?;
+        CString::new(format!("#include \"{path}\"\n")).ok()
+    });
+    [include.unwrap_or(header), terse(body)]
+}
+
+/// A file with `source` in the user's cache, named by its content.
+fn stored(name: &str, source: &[u8]) -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let folder = cache.filter(|path| path.is_absolute()).or_else(home)?.join("rillm/cuda");
+    let mut hash = DefaultHasher::new();
+    source.hash(&mut hash);
+    let path = folder.join(format!("{name}-{:016x}.cuh", hash.finish()));
+    if std::fs::read(&path).is_ok_and(|there| there == source) {
+        return Some(path);
+    }
+    std::fs::create_dir_all(&folder).ok()?;
+    // Whole or not at all: other processes may read it.
+    let part = path.with_extension(format!("{}.part", std::process::id()));
+    std::fs::write(&part, source).ok()?;
+    std::fs::rename(&part, &path).ok()?;
+    Some(path)
+}
 
 /// What a product reads: the constants of `matvec` of that name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -239,11 +276,46 @@ impl Matvec {
     /// Whether the kernel takes such shapes.
     pub(super) fn is_possible(self) -> bool {
         let whole = if self.bits == 16 { 8 } else { self.group };
-        self.inp > 0 && self.out > 0 && self.inp.is_multiple_of(whole)
+        let Plan { steps, wk, wr, .. } = self.plan();
+        let fits = self.inp > 0 && self.out > 0 && self.inp.is_multiple_of(whole);
+        fits && self.shared_memory(steps, wk, wr) <= SHARED_MEMORY
     }
 
+    /// As measured on an H100 over 850 plans: enough bytes in flight for its processors, few warps that wait for each
+    /// other, and blocks that are all there at once.
     fn plan(self) -> Plan {
-        Plan { steps: 4, wk: 1, wr: 4, blocks: self.out.div_ceil(64) }
+        let Self { bits, group, inp, out, rows, .. } = self;
+        // 16-byte loads of four lanes along a row, and tiles of outputs.
+        let (loads, tiles) = ((inp * bits).div_ceil(512), out.div_ceil(16));
+        // Columns of a window are whole groups, at most eight.
+        let clamp = |steps: usize| match bits {
+            16 => steps,
+            bits => steps.min(8 * group * bits / 512).max(group * bits / 512).max(1),
+        };
+        if rows > 1 || bits == 16 {
+            let steps = clamp(4);
+            let wk = loads.div_ceil(steps).min(if bits == 4 || group == 32 { 8 } else { 16 });
+            return Plan { steps, wk, wr: 1, blocks: tiles.min(PROCESSORS) };
+        }
+        let small = tiles <= PROCESSORS;
+        let steps = clamp(match loads {
+            n if n <= if small { 24 } else { 12 } => 2,
+            n if bits == 8 && n > 48 => 8,
+            _ => 4,
+        });
+        let windows = loads.div_ceil(steps);
+        let wk = match windows {
+            n if n <= 12 => n,
+            n if bits == 4 && n >= 28 => 14,
+            _ => 8,
+        };
+        let wk = if steps == 8 { wk.min(8) } else { wk };
+        let mut wr = 1;
+        while !small && wr < 4 && 2 * wk * wr <= 16 && steps * wk * wr <= 32 && tiles >= 4 * PROCESSORS * wr {
+            wr *= 2;
+        }
+        let fit = if steps * wk * wr <= 20 { 2 } else { 1 };
+        Plan { steps, wk, wr, blocks: tiles.div_ceil(wr).min(fit * PROCESSORS) }
     }
 
     fn launch(self) -> Result<Launch> {
@@ -281,10 +353,19 @@ impl Matvec {
         let Self { bits, group, inp, rows, .. } = self;
         let window = steps * 512 / bits;
         let columns = window * inp.div_ceil(window);
-        let padding = if (2 * columns).is_multiple_of(128) { 64 } else { 0 };
+        let padding = if columns.is_multiple_of(64) { 64 } else { 0 };
         let sums = if bits < 16 { 4 * rows * columns / group } else { 0 };
-        let norm = if self.prologue == Prologue::RmsNorm { 4 * wk * wr * rows } else { 0 };
-        1024 / bits + rows * (2 * columns + padding) + sums + 128 * wr * wk * rows + norm
+        let (norm, gain) = match self.prologue {
+            Prologue::RmsNorm => (4 * wk * wr * rows, 2 * inp),
+            _ => (0, 0),
+        };
+        let width = match self.prologue {
+            Prologue::Plain | Prologue::RmsNorm => inp,
+            Prologue::SiluGate | Prologue::GeluGate => 2 * inp,
+        };
+        let staged = if 2 * rows * width <= 65536 { 2 * rows * width } else { 0 };
+        let fixed = 1024 / bits + rows * (2 * columns + padding) + sums + 128 * wr * wk * rows + norm;
+        fixed.next_multiple_of(16) + 16 + staged + gain
     }
 }
 

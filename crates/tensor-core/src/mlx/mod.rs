@@ -232,6 +232,11 @@ impl Mlx {
         MlxBuilder::default()
     }
 
+    /// Whether this build of MLX finds a graphics card.
+    pub fn has_card() -> bool {
+        cfg!(target_os = "macos") || raw::has_cuda()
+    }
+
     /// How often this backend has asked MLX to compute.
     pub fn counts(&self) -> MlxCounts {
         MlxCounts {

@@ -1,17 +1,19 @@
-// Products of 1 to 8 rows with MLX's affine codes or plain 16-bit weights on tensor cores; no products of whole prompts.
+// Products of 1 to 8 rows with MLX's affine codes or plain 16-bit weights on tensor cores; no products of prompts.
 //
 // This is the header of the custom kernel `matvec`; its body is matvec_body.cu, which lists inputs and constants.
 // Requires compute capability 8.0 (mma.m16n8k16), written for the memory system of 9.0.
 //
 // How it works. A matrix-vector product only moves weights, so everything here serves bytes in flight:
-// * A warp takes 16 outputs and loads 16 bytes of codes per lane for outputs `g` and `g + 8` (g = lane / 4), STEPS times,
-//   before it uses any. Each step reloads the registers it has just used: loads stay in flight all the time. The first
-//   loads are issued before the input is normalised or activated, which hides that work.
+// * A warp takes 16 outputs and loads 16 bytes of codes per lane for outputs `g` and `g + 8` (g = lane / 4), STEPS
+//   times, before it uses any. Each step reloads the registers it has just used: loads stay in flight all the time.
+//   The first are issued before the input is normalised or activated, which hides most of that work.
+// * The input comes first of all and through the copy engine: every block reads the same few lines, and a read that
+//   queues up behind all blocks' weights comes thousands of cycles late.
 // * Codes become numbers with one AND-OR for two of them: q in the low bits of a 16-bit float's mantissa is the exact
 //   number OFFSET + q. These go into the tensor core as they are; sum(x * q) = sum(x * (OFFSET + q)) - OFFSET * sum(x)
 //   is put right per group in float32, together with scale and bias: y += scale * sum(x * q) + bias * sum(x).
-// * The tensor core multiplies 16 outputs with 8 columns. A column is a pair (group, input row): it holds the input in
-//   the positions of that group and zeros elsewhere, so that one product keeps 8 groups apart and 1 row costs what 8 do.
+// * The tensor core multiplies 16 outputs with 8 columns. A column is a pair (group, input row): it holds the input
+//   in the positions of that group and zeros elsewhere, so that one product keeps 8 groups apart.
 // * The order of positions within a product is free: the input is put into shared memory in the order in which codes
 //   come out of their words.
 
@@ -41,7 +43,8 @@ struct Half;
 
 template <>
 struct Half<__nv_bfloat16> {
-  // 128 + q, and 2048 + 16 q for the high half of a byte.
+  // Half a byte at the bottom of the mantissa: 128 + q, and 2048 + 16 q for the upper one.
+  static constexpr int NIBBLE_AT = 0;
   static constexpr u32 LOW = 0x43004300u, HIGH = 0x45004500u;
   static constexpr float OFFSET_4 = 128.0f, OFFSET_8 = 128.0f + 2048.0f;
   static constexpr bool BYTE_FITS = false;
@@ -63,9 +66,10 @@ struct Half<__nv_bfloat16> {
 
 template <>
 struct Half<__half> {
-  // 1024 + q, for 4 and for 8 bits.
-  static constexpr u32 LOW = 0x64006400u, HIGH = 0x64006400u;
-  static constexpr float OFFSET_4 = 1024.0f, OFFSET_8 = 1024.0f;
+  // 64 + q with half a byte above 4 bits of the mantissa; 1024 + q with a byte at its bottom.
+  static constexpr int NIBBLE_AT = 4;
+  static constexpr u32 LOW = 0x54005400u, BYTE = 0x64006400u;
+  static constexpr float OFFSET_4 = 64.0f, OFFSET_8 = 1024.0f;
   static constexpr bool BYTE_FITS = true;
 
   static __device__ __forceinline__ float2 split(u32 pair) {
@@ -112,22 +116,39 @@ __device__ __forceinline__ uint4 read(const void* from) {
   return __ldg(static_cast<const uint4*>(from));
 }
 
-// Copies 16 bytes into shared memory without waiting for them, zeros unless `inside`.
-__device__ __forceinline__ void copy(void* to, const void* from, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+__device__ __forceinline__ float read_word(const float* from) {
+  float v;
+  asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(from));
+  return v;
+}
+
+__device__ __forceinline__ u32 address(const void* shared) {
+  return u32(__cvta_generic_to_shared(shared));
+}
+
+// The copy engine of compute capability 9: one thread asks for a whole array, a barrier in shared memory counts bytes.
+__device__ __forceinline__ void expect(void* barrier, u32 bytes) {
+  asm volatile("mbarrier.init.shared.b64 [%0], 1;\nfence.proxy.async.shared::cta;\n"
+               "mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address(barrier)), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void copy_all(void* to, const void* from, u32 bytes, void* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                :
-               : "r"(u32(__cvta_generic_to_shared(to))), "l"(from), "r"(inside ? 16u : 0u)
+               : "r"(address(to)), "l"(from), "r"(bytes), "r"(address(barrier))
+               : "memory");
+}
+__device__ __forceinline__ void wait_for_all(void* barrier) {
+  asm volatile("{ .reg .pred p;\nagain: mbarrier.try_wait.parity.shared.b64 p, [%0], 0;\n@!p bra again; }"
+               :
+               : "r"(address(barrier))
                : "memory");
 }
 
-__device__ __forceinline__ void copy_word(void* to, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;"
-               :
-               : "r"(u32(__cvta_generic_to_shared(to))), "l"(from)
-               : "memory");
+// Without it: 16 bytes of a thread, which waits for its own.
+__device__ __forceinline__ void copy(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address(to)), "l"(from) : "memory");
 }
-
-// Waits for this thread's copies; other threads' are seen after a barrier.
 __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
@@ -166,7 +187,7 @@ struct Matvec {
   static constexpr int HELD = ROWS2 == 1 ? 2 : ROWS2;
   static constexpr bool PAIRS = GROUPS % 2 == 0 && SLOTS % 2 == 0;
   // Independent chains of products, so that one need not wait for the one before.
-  static constexpr int CHAINS = PRODUCTS <= 2 ? 2 : 1;
+  static constexpr int CHAINS = PRODUCTS == 1 ? 4 : PRODUCTS == 2 ? 2 : 1;
   static constexpr float OFFSET = BITS == 4 ? H::OFFSET_4 : H::OFFSET_8;
 
   static constexpr int WARPS = WK * WR;
@@ -176,7 +197,7 @@ struct Matvec {
   static constexpr int OUTPUTS_PER_THREAD = (OUTPUTS + THREADS - 1) / THREADS;
 
   // Shared memory: zeros, rows of the input, sums of their groups, partial sums of outputs (twice), sums of squares,
-  // eps, the gain or the upper half of the gate.
+  // the copy engine's barrier, the input as it came if it is small enough (AHEAD), the gain.
   // Rows start half of all banks apart.
   static constexpr int CHUNKS = LANE / 8;
   static constexpr int ZEROS = 64 * CHUNKS;
@@ -185,9 +206,16 @@ struct Matvec {
   static constexpr int PARTIAL_AT = SUMS_AT + (CODED ? ROWS * ALL_GROUPS * 4 : 0);
   static constexpr int PARTIAL = WR * WK * ROWS * 16;
   static constexpr int SQUARES_AT = PARTIAL_AT + 2 * PARTIAL * 4;
-  static constexpr int EPS_AT = SQUARES_AT + (PROLOGUE == RMS_NORM ? WARPS * ROWS * 4 : 0);
-  static constexpr int SECOND_AT = (EPS_AT + (PROLOGUE == RMS_NORM ? 4 : 0) + 15) / 16 * 16;
-  static constexpr int SHARED = SECOND_AT + (PROLOGUE == RMS_NORM || (GATED && ROWS == 1) ? COLUMNS * 2 : 0);
+  static constexpr int BARRIER_AT = (SQUARES_AT + (PROLOGUE == RMS_NORM ? WARPS * ROWS * 4 : 0) + 15) / 16 * 16;
+  static constexpr int X_ROW = GATED ? 2 * IN : IN;
+  static constexpr bool AHEAD = ROWS * X_ROW * 2 <= 65536;
+  static constexpr int RAW_AT = BARRIER_AT + 16;
+  static constexpr int GAIN_AT = RAW_AT + (AHEAD ? ROWS * X_ROW * 2 : 0);
+  static constexpr int SHARED = GAIN_AT + (PROLOGUE == RMS_NORM ? IN * 2 : 0);
+  // Whether the copy engine fetches the input, and how many steps of weights are asked for before it has come: enough
+  // to keep memory busy, too few to keep the input waiting.
+  static constexpr bool ENGINE = __CUDA_ARCH__ >= 900;
+  static constexpr int FIRST_STEPS = 1;
 
   static_assert(BITS == 4 || BITS == 8 || BITS == 16);
   static_assert(ROWS >= 1 && ROWS <= 8);
@@ -209,35 +237,52 @@ struct Matvec {
 
   // ---- The input ----
 
-  static constexpr int X_ROW = GATED ? 2 * IN : IN;
   static constexpr int CHUNKS_PER_THREAD = (COLUMNS / 8 + THREADS - 1) / THREADS;
   static constexpr int CHUNKS_OF_ROW = COLUMNS / 8;
-  // Whether what belongs to the same positions (the gain, or the upper half of the gate) is fetched ahead as well.
-  static constexpr bool AHEAD = PROLOGUE == RMS_NORM || (GATED && ROWS == 1);
 
   // Where a chunk of 8 positions is in shared memory: lanes of a step beside each other.
   static __device__ __forceinline__ uint4* chunk_at(unsigned char* shared, int row, int chunk) {
     const int step = chunk / (4 * CHUNKS), lane = chunk / CHUNKS % 4, part = chunk % CHUNKS;
     return reinterpret_cast<uint4*>(shared + ZEROS + row * ROW_STRIDE + ((step * CHUNKS + part) * 4 + lane) * 16);
   }
-  static __device__ __forceinline__ const T* second(const T* x, const T* gain) {
-    return PROLOGUE == RMS_NORM ? gain : x + IN;
+
+  // Asks for the input and the gain before anything else: what comes back only later, behind all the weights asked for
+  // before it, holds up the first product.
+  static __device__ __forceinline__ void ask(unsigned char* shared, const T* x, const T* gain) {
+    if constexpr (!AHEAD) return;
+    if constexpr (ENGINE) {
+      if (threadIdx.x == 0) {
+        expect(shared + BARRIER_AT, ROWS * X_ROW * 2 + (PROLOGUE == RMS_NORM ? IN * 2 : 0));
+        copy_all(shared + RAW_AT, x, ROWS * X_ROW * 2, shared + BARRIER_AT);
+        if (PROLOGUE == RMS_NORM) copy_all(shared + GAIN_AT, gain, IN * 2, shared + BARRIER_AT);
+      }
+    } else {
+      for (int i = threadIdx.x; i < ROWS * X_ROW / 8; i += THREADS) copy(shared + RAW_AT + i * 16, x + i * 8);
+      if constexpr (PROLOGUE == RMS_NORM) {
+        for (int i = threadIdx.x; i < IN / 8; i += THREADS) copy(shared + GAIN_AT + i * 16, gain + i * 8);
+      }
+    }
   }
 
-  // Asks for the input, each thread for the chunks that it will prepare in place. Copies to shared memory because
-  // nothing is waited for until the weights are asked for, too: the assembler would move arithmetic up to here.
-  static __device__ __forceinline__ void ask(unsigned char* shared, const T* x, const T* gain, const float* eps) {
-    if (PROLOGUE == RMS_NORM && threadIdx.x == 0) copy_word(shared + EPS_AT, eps);
-#pragma unroll
-    for (int i = 0; i < CHUNKS_PER_THREAD; ++i) {
-      const int chunk = threadIdx.x + i * THREADS;
-      if (chunk >= CHUNKS_OF_ROW) break;
-      const bool inside = !RAGGED || chunk < IN / 8;
-      const int from = inside ? chunk * 8 : 0;
-#pragma unroll
-      for (int r = 0; r < ROWS; ++r) copy(chunk_at(shared, r, chunk), x + r * X_ROW + from, inside);
-      if (AHEAD) copy(shared + SECOND_AT + chunk * 16, second(x, gain) + from, inside);
-    }
+  static __device__ __forceinline__ void arrive(unsigned char* shared) {
+    if constexpr (AHEAD && !ENGINE) wait_for_copies();
+    __syncthreads();
+    if constexpr (AHEAD && ENGINE) wait_for_all(shared + BARRIER_AT);
+  }
+
+  // A chunk of the input, or of what belongs to the same positions: the gain, or the upper half of the gate.
+  static __device__ __forceinline__ uint4 first(const unsigned char* shared, const T* x, int row, int chunk) {
+    if (RAGGED && chunk >= IN / 8) return make_uint4(0, 0, 0, 0);
+    const int at = (row * X_ROW + chunk * 8) * 2;
+    if constexpr (AHEAD) return *reinterpret_cast<const uint4*>(shared + RAW_AT + at);
+    return read(reinterpret_cast<const unsigned char*>(x) + at);
+  }
+  static __device__ __forceinline__ uint4
+  second(const unsigned char* shared, const T* x, const T* gain, int row, int chunk) {
+    if (PROLOGUE == PLAIN || (RAGGED && chunk >= IN / 8)) return make_uint4(0, 0, 0, 0);
+    if constexpr (GATED) return first(shared, x, row, chunk + IN / 8);
+    if constexpr (AHEAD) return *reinterpret_cast<const uint4*>(shared + GAIN_AT + chunk * 16);
+    return read(gain + chunk * 8);
   }
 
   static __device__ __forceinline__ float square(uint4 v) {
@@ -268,7 +313,8 @@ struct Matvec {
   // All lanes of a warp come here together; those beyond the row with zeros.
   static __device__ __forceinline__ uint4
   prepared(unsigned char* shared, int row, int chunk, uint4 a, uint4 b, float norm) {
-    uint4 v = make_uint4(prepare(a.x, b.x, norm), prepare(a.y, b.y, norm), prepare(a.z, b.z, norm), prepare(a.w, b.w, norm));
+    uint4 v = make_uint4(prepare(a.x, b.x, norm), prepare(a.y, b.y, norm), prepare(a.z, b.z, norm),
+                         prepare(a.w, b.w, norm));
     if constexpr (CODED) {
       float2 p = H::split(v.x), q = H::split(v.y), r = H::split(v.z), s = H::split(v.w);
       float sum = ((p.x + p.y) + (q.x + q.y)) + ((r.x + r.y) + (s.x + s.y));
@@ -289,47 +335,39 @@ struct Matvec {
   }
 
   // 1 / sqrt(mean of squares + eps) of each row.
-  static __device__ __forceinline__ void norms(float (&norm)[ROWS], unsigned char* shared) {
+  static __device__ __forceinline__ void norms(float (&norm)[ROWS], unsigned char* shared, const T* x, float eps) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     float* squares = reinterpret_cast<float*>(shared + SQUARES_AT);
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
       float sum = 0.0f;
-#pragma unroll
-      for (int i = 0; i < CHUNKS_PER_THREAD; ++i) {
-        const int chunk = threadIdx.x + i * THREADS;
-        if (chunk < CHUNKS_OF_ROW) sum += square(*chunk_at(shared, r, chunk));
-      }
+      for (int chunk = threadIdx.x; chunk < IN / 8; chunk += THREADS) sum += square(first(shared, x, r, chunk));
 #pragma unroll
       for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
       if (lane == 0) squares[r * WARPS + warp] = sum;
     }
     __syncthreads();
-    const float epsilon = *reinterpret_cast<const float*>(shared + EPS_AT);
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
       float sum = lane < WARPS ? squares[r * WARPS + lane] : 0.0f;
 #pragma unroll
       for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
-      norm[r] = rsqrtf(sum / IN + epsilon);
+      norm[r] = rsqrtf(sum / IN + eps);
     }
   }
 
-  static __device__ __forceinline__ void stage(unsigned char* shared, const T* x, const T* gain) {
+  static __device__ __forceinline__ void stage(unsigned char* shared, const T* x, const T* gain, float eps) {
     if (threadIdx.x < ZEROS / 16) reinterpret_cast<uint4*>(shared)[threadIdx.x] = make_uint4(0, 0, 0, 0);
-    wait_for_copies();
     float norm[ROWS];
-    if constexpr (PROLOGUE == RMS_NORM) norms(norm, shared);
+    if constexpr (PROLOGUE == RMS_NORM) norms(norm, shared, x, eps);
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
-#pragma unroll
       for (int i = 0; i < CHUNKS_PER_THREAD; ++i) {
         const int chunk = threadIdx.x + i * THREADS;
         uint4 a = make_uint4(0, 0, 0, 0), b = a;
         if (chunk < CHUNKS_OF_ROW) {
-          a = *chunk_at(shared, r, chunk);
-          if (AHEAD) b = *reinterpret_cast<const uint4*>(shared + SECOND_AT + chunk * 16);
-          if (GATED && !AHEAD && chunk < IN / 8) b = read(second(x + r * X_ROW, gain) + chunk * 8);
+          a = first(shared, x, r, chunk);
+          b = second(shared, x, gain, r, chunk);
         }
         a = prepared(shared, r, chunk, a, b, PROLOGUE == RMS_NORM ? norm[r] : 1.0f);
         if (chunk < CHUNKS_OF_ROW) *chunk_at(shared, r, chunk) = a;
@@ -417,20 +455,27 @@ struct Matvec {
 
   // ---- The products ----
 
-  // One word of codes of outputs g (a) and g + 8 (b), with the input's pairs for it.
+  // Two numbers of the k-th halves of bytes of a word's halves, k = 0 to 3, with the exponent that makes them exact.
+  template <int K>
+  static __device__ __forceinline__ u32 nibbles(u32 word, u32 exponent) {
+    constexpr int shift = 4 * K - H::NIBBLE_AT;
+    constexpr u32 mask = 0x000f000fu << H::NIBBLE_AT;
+    return ((shift >= 0 ? word >> (shift >= 0 ? shift : 0) : word << (shift < 0 ? -shift : 0)) & mask) | exponent;
+  }
+
+  // Words of codes of outputs g (a) and g + 8 (b) with the input's pairs for them.
   static __device__ __forceinline__ void product_4(float (&even)[4], float (&odd)[4], u32 a, u32 b, uint4 x) {
-    constexpr u32 M = 0x000f000fu;
-    H::mma(even, (a & M) | H::LOW, (b & M) | H::LOW, (a >> 4 & M) | H::LOW, (b >> 4 & M) | H::LOW, x.x, x.y);
-    H::mma(odd, (a >> 8 & M) | H::LOW, (b >> 8 & M) | H::LOW, (a >> 12 & M) | H::LOW, (b >> 12 & M) | H::LOW, x.z, x.w);
+    H::mma(even, nibbles<0>(a, H::LOW), nibbles<0>(b, H::LOW), nibbles<1>(a, H::LOW), nibbles<1>(b, H::LOW), x.x, x.y);
+    H::mma(odd, nibbles<2>(a, H::LOW), nibbles<2>(b, H::LOW), nibbles<3>(a, H::LOW), nibbles<3>(b, H::LOW), x.z, x.w);
   }
   static __device__ __forceinline__ void product_8(float (&even)[4], float (&odd)[4], u32 a, u32 b, u32 x0, u32 x1) {
     if constexpr (H::BYTE_FITS) {
       constexpr u32 M = 0x00ff00ffu;
-      H::mma(even, (a & M) | H::LOW, (b & M) | H::LOW, (a >> 8 & M) | H::LOW, (b >> 8 & M) | H::LOW, x0, x1);
+      H::mma(even, (a & M) | H::BYTE, (b & M) | H::BYTE, (a >> 8 & M) | H::BYTE, (b >> 8 & M) | H::BYTE, x0, x1);
     } else {
-      constexpr u32 M = 0x000f000fu;
-      H::mma(even, (a & M) | H::LOW, (b & M) | H::LOW, (a >> 8 & M) | H::LOW, (b >> 8 & M) | H::LOW, x0, x1);
-      H::mma(odd, (a >> 4 & M) | H::HIGH, (b >> 4 & M) | H::HIGH, (a >> 12 & M) | H::HIGH, (b >> 12 & M) | H::HIGH, x0, x1);
+      H::mma(even, nibbles<0>(a, H::LOW), nibbles<0>(b, H::LOW), nibbles<2>(a, H::LOW), nibbles<2>(b, H::LOW), x0, x1);
+      H::mma(odd, nibbles<1>(a, H::HIGH), nibbles<1>(b, H::HIGH), nibbles<3>(a, H::HIGH), nibbles<3>(b, H::HIGH), x0,
+             x1);
     }
   }
   static __device__ __forceinline__ void
@@ -465,12 +510,15 @@ struct Matvec {
           for (int i = 0; i < 4; ++i) c[p][k][i] = 0.0f;
     }
     __device__ __forceinline__ float of(int product, int i) const {
-      return CHAINS == 2 ? c[product][0][i] + c[product][CHAINS - 1][i] : c[product][0][i];
+      float sum = c[product][0][i];
+#pragma unroll
+      for (int k = 1; k < CHAINS; ++k) sum += c[product][k][i];
+      return sum;
     }
   };
 
-  // Step s of a window: the products of all columns. A lane gives column n = g its input where the column's slot is the
-  // lane's, else zeros.
+  // Step s of a window: the products of all columns. A lane gives column n = g its input where the column's slot is
+  // the lane's, else zeros.
   static __device__ __forceinline__ void
   compute_step(Sums& sums, const Window& now, const unsigned char* shared, const Lane& lane, int window, int s) {
     const int row = lane.g % ROWS2, place = lane.g / ROWS2;
@@ -480,13 +528,14 @@ struct Matvec {
       if (!used(s, p)) continue;
       const bool active = slot(s, lane.t) == place * PRODUCTS + p && (ROWS == ROWS2 || row < ROWS);
       const unsigned char* x = shared + (active ? at : 0);
-      product(sums.c[p][0], sums.c[p][CHAINS - 1], now.codes[0][s], now.codes[1][s], x);
+      product(sums.c[p][2 * s % CHAINS], sums.c[p][(2 * s + 1) % CHAINS], now.codes[0][s], now.codes[1][s], x);
     }
   }
 
   // y[i][h]: this thread's share of output g + 8 h, for its row i (of one if ROWS2 is 1, else two).
   static __device__ __forceinline__ void
-  scale(float (&y)[2][2], const Sums& sums, const Window& now, const unsigned char* shared, const Lane& lane, int window) {
+  scale(float (&y)[2][2], const Sums& sums, const Window& now, const unsigned char* shared, const Lane& lane,
+        int window) {
     const float* totals = reinterpret_cast<const float*>(shared + SUMS_AT);
     if (lane.held >= SLOTS) return;
 #pragma unroll
@@ -591,25 +640,30 @@ struct Matvec {
       out += choice * ROWS * OUT;
     }
 
-    ask(shared, x, gain, in.eps);
+    ask(shared, x, gain);
+    const float eps = PROLOGUE == RMS_NORM ? read_word(in.eps) : 0.0f;
     int tile = blockIdx.x;
-    Window now;
     const Where start = where(w, scales, biases, lane, tile, lane.warp_k);
+    Window now;
 #pragma unroll
-    for (int s = 0; s < STEPS; ++s) {
-      now.codes[0][s] = now.codes[1][s] = make_uint4(0, 0, 0, 0);
-      load_step(now, start, s);
-    }
+    for (int s = 0; s < STEPS; ++s) now.codes[0][s] = now.codes[1][s] = make_uint4(0, 0, 0, 0);
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {
       now.scales[0][i] = now.scales[1][i] = now.biases[0][i] = now.biases[1][i] = 0;
     }
+#pragma unroll
+    for (int s = 0; s < FIRST_STEPS; ++s) load_step(now, start, s);
+    keep_order();
+    if constexpr (FIRST_STEPS < STEPS) arrive(shared);
+#pragma unroll
+    for (int s = FIRST_STEPS; s < STEPS; ++s) load_step(now, start, s);
     load_scales(now, start, lane);
     Added added;
     ask_added(added, bias, residual, tile);
     keep_order();
+    if constexpr (FIRST_STEPS >= STEPS) arrive(shared);
 
-    stage(shared, x, gain);
+    stage(shared, x, gain, eps);
 
     float* partial = reinterpret_cast<float*>(shared + PARTIAL_AT);
     while (tile < TILES) {

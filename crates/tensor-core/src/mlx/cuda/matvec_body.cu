@@ -24,8 +24,9 @@
 //   number from 1 to ceil(OUT / (16 * WR)); blocks that all fit on the device at once read the input least often.
 // Shared memory (Matvec::SHARED): with C = S * ceil(IN / S) columns, S = STEPS * 512 / BITS, the sum of
 //   1024 / BITS + ROWS * (2 * C + (64 if C is a multiple of 64 else 0)) + (4 * ROWS * C / GROUP if BITS < 16 else 0)
-//   + 128 * WR * WK * ROWS + (4 * WK * WR * ROWS + 4 if PROLOGUE is 1 else 0), rounded up to a multiple of 16,
-//   + (2 * C if PROLOGUE is 1, or 2 or 3 with ROWS 1, else 0) bytes; up to 227 KiB.
+//   + 128 * WR * WK * ROWS + (4 * WK * WR * ROWS if PROLOGUE is 1 else 0), rounded up to a multiple of 16,
+//   + 16 + (R if R = 2 * ROWS * (elements of a row of x) <= 65536 else 0) + (2 * IN if PROLOGUE is 1 else 0) bytes;
+//   up to 227 KiB.
 extern __shared__ uint4 shared_memory[];
 rillm::Matvec<T, BITS, GROUP, IN, OUT, ROWS, PROLOGUE, BIAS, RESIDUAL, EXPERTS, STEPS, WK, WR>::run(
     {x, w, scales, biases, gain, reinterpret_cast<const float*>(eps), bias, residual,

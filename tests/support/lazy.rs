@@ -1,0 +1,247 @@
+//! A backend that picks on the "device": the CPU's arithmetic, ids that only tensors hold, and a list of what was asked
+//! for in which order. Not lazy in fact: what matters is when a session starts, computes and reads.
+#![allow(clippy::unwrap_used, dead_code, missing_docs)]
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use rillm::generate::argmax;
+use rillm::models::Registry;
+use rillm::quant::RawTensor;
+use rillm::tensor::cpu::{Cpu, Precision};
+use rillm::tensor::{
+    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, Result, Rope,
+};
+use rillm::{LanguageModel, Loader};
+
+type CpuTensor = <Cpu as Backend>::Tensor;
+type CpuWeight = <Cpu as Backend>::Weight;
+
+/// What a session asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// A forward pass over tokens of the host.
+    Host,
+    /// A forward pass over tokens that the device picked.
+    Device,
+    Submit,
+    /// Of so many tensors.
+    Evaluate(usize),
+    Read,
+    ReadIds,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    calls: Vec<Call>,
+    /// The call that fails, and how often it still does.
+    fault: Option<(Call, usize)>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Lazy {
+    cpu: Cpu,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Clone, Debug)]
+pub enum Value {
+    Rows(CpuTensor),
+    Ids(Arc<[u32]>),
+}
+
+impl Value {
+    fn rows(&self) -> &CpuTensor {
+        match self {
+            Self::Rows(x) => x,
+            Self::Ids(_) => panic!("ids are no rows"),
+        }
+    }
+
+    fn ids(&self) -> &[u32] {
+        match self {
+            Self::Ids(ids) => ids,
+            Self::Rows(_) => panic!("rows are no ids"),
+        }
+    }
+
+    fn into_rows(self) -> CpuTensor {
+        match self {
+            Self::Rows(x) => x,
+            Self::Ids(_) => panic!("ids are no rows"),
+        }
+    }
+}
+
+impl Lazy {
+    pub fn new(threads: usize) -> Self {
+        let cpu = Cpu::builder().threads(threads).precision(Precision::Exact).build().unwrap();
+        Self { cpu, state: Arc::default() }
+    }
+
+    /// The model of a golden checkpoint on this backend.
+    pub fn load(&self, folder: &Path) -> LanguageModel {
+        Loader::new(super::support::source(folder)).load_on(self.clone(), &Registry::default()).unwrap()
+    }
+
+    /// What was asked for since the last time.
+    pub fn calls(&self) -> Vec<Call> {
+        std::mem::take(&mut self.state.lock().unwrap().calls)
+    }
+
+    /// Lets the next `times` of `call` fail.
+    pub fn fail(&self, call: Call, times: usize) {
+        self.state.lock().unwrap().fault = Some((call, times));
+    }
+
+    fn note(&self, call: Call) -> Result<()> {
+        let mut state = self.state.lock().unwrap();
+        state.calls.push(call);
+        match &mut state.fault {
+            Some((faulty, times)) if *faulty == call && *times > 0 => {
+                *times -= 1;
+                Err(Error::OutOfMemory { what: "this test", bytes: 1 })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn input<'a>(input: Input<'a, Lazy>) -> Input<'a, Cpu> {
+    match input {
+        Input::Rows(x) => Input::Rows(x.rows()),
+        Input::RmsNorm { x, w, eps } => Input::RmsNorm { x: x.rows(), w, eps },
+        Input::LayerNorm { x, w, bias, eps } => Input::LayerNorm { x: x.rows(), w, bias, eps },
+        Input::Gated { act, gate_up } => Input::Gated { act, gate_up: gate_up.rows() },
+    }
+}
+
+impl Backend for Lazy {
+    type Tensor = Value;
+    type Weight = CpuWeight;
+
+    fn name(&self) -> String {
+        "lazy".to_owned()
+    }
+    fn shape(&self, x: &Value) -> [usize; 2] {
+        self.cpu.shape(x.rows())
+    }
+    fn prepare(&self, parts: &[RawTensor<'_>]) -> Result<CpuWeight> {
+        self.cpu.prepare(parts)
+    }
+    fn weight_bytes(&self, w: &CpuWeight) -> usize {
+        self.cpu.weight_bytes(w)
+    }
+    fn kv_buffer(&self, rows: usize, cols: usize) -> Result<Value> {
+        self.cpu.kv_buffer(rows, cols).map(Value::Rows)
+    }
+    fn tensor_bytes(&self, x: &Value) -> usize {
+        self.cpu.tensor_bytes(x.rows())
+    }
+    fn embed(&self, table: &CpuWeight, ids: Ids<'_, Self>) -> Result<Value> {
+        let ids = match ids {
+            Ids::Host(ids) => {
+                self.note(Call::Host)?;
+                ids
+            }
+            Ids::Device(ids) => {
+                self.note(Call::Device)?;
+                ids.ids()
+            }
+        };
+        self.cpu.embed(table, Ids::Host(ids)).map(Value::Rows)
+    }
+    fn linear(&self, x: &Value, w: &CpuWeight, bias: Option<&CpuWeight>) -> Result<Value> {
+        self.cpu.linear(x.rows(), w, bias).map(Value::Rows)
+    }
+    fn rms_norm(&self, x: &Value, w: &CpuWeight, eps: f32) -> Result<Value> {
+        self.cpu.rms_norm(x.rows(), w, eps).map(Value::Rows)
+    }
+    fn layer_norm(&self, x: &Value, w: &CpuWeight, bias: Option<&CpuWeight>, eps: f32) -> Result<Value> {
+        self.cpu.layer_norm(x.rows(), w, bias, eps).map(Value::Rows)
+    }
+    fn rope(&self, x: Value, rope: &Rope, batch: &Batch) -> Result<Value> {
+        self.cpu.rope(x.into_rows(), rope, batch).map(Value::Rows)
+    }
+    fn attention(&self, q: &Value, spans: &[AttnSpan<'_, Value>], p: &AttnParams) -> Result<Value> {
+        fn of_cpu<'a>(s: &AttnSpan<'a, Value>) -> AttnSpan<'a, CpuTensor> {
+            AttnSpan {
+                rows: s.rows.clone(),
+                k: s.k.rows(),
+                v: s.v.rows(),
+                layout: s.layout,
+                sink: s.sink,
+                window: s.window,
+            }
+        }
+        let spans: Vec<_> = spans.iter().map(of_cpu).collect();
+        self.cpu.attention(q.rows(), &spans, p).map(Value::Rows)
+    }
+    fn activate(&self, act: Activation, x: Value) -> Result<Value> {
+        self.cpu.activate(act, x.into_rows()).map(Value::Rows)
+    }
+    fn gate(&self, act: Activation, gate: Value, up: &Value) -> Result<Value> {
+        self.cpu.gate(act, gate.into_rows(), up.rows()).map(Value::Rows)
+    }
+    fn add(&self, x: Value, y: &Value) -> Result<Value> {
+        self.cpu.add(x.into_rows(), y.rows()).map(Value::Rows)
+    }
+    fn scale(&self, x: Value, factor: f32) -> Result<Value> {
+        self.cpu.scale(x.into_rows(), factor).map(Value::Rows)
+    }
+    fn softcap(&self, x: Value, cap: f32) -> Result<Value> {
+        self.cpu.softcap(x.into_rows(), cap).map(Value::Rows)
+    }
+    fn split_cols<const N: usize>(&self, x: Value, widths: [usize; N]) -> Result<[Value; N]> {
+        Ok(self.cpu.split_cols(x.into_rows(), widths)?.map(Value::Rows))
+    }
+    fn take_rows(&self, x: &Value, rows: &[usize]) -> Result<Value> {
+        self.cpu.take_rows(x.rows(), rows).map(Value::Rows)
+    }
+    fn write_rows(&self, dst: &mut Value, at: usize, src: &Value, rows: Range<usize>) -> Result<()> {
+        let Value::Rows(dst) = dst else { panic!("ids are no rows") };
+        self.cpu.write_rows(dst, at, src.rows(), rows)
+    }
+    fn read(&self, x: &Value, out: &mut Vec<f32>) -> Result<()> {
+        self.note(Call::Read)?;
+        self.cpu.read(x.rows(), out)
+    }
+    fn project(
+        &self,
+        x: Input<'_, Self>,
+        w: &CpuWeight,
+        bias: Option<&CpuWeight>,
+        residual: Option<Value>,
+    ) -> Result<Value> {
+        self.cpu.project(input(x), w, bias, residual.map(Value::into_rows)).map(Value::Rows)
+    }
+    fn write_keys(
+        &self,
+        dst: &mut Value,
+        at: usize,
+        keys: Keys<'_, Value>,
+        rows: Range<usize>,
+    ) -> Result<()> {
+        let Value::Rows(dst) = dst else { panic!("ids are no rows") };
+        self.cpu.write_keys(dst, at, Keys { x: keys.x.rows(), rope: keys.rope }, rows)
+    }
+    fn argmax(&self, logits: &Value) -> Result<Option<Value>> {
+        let (mut values, [_, vocab]) = (Vec::new(), self.shape(logits));
+        self.cpu.read(logits.rows(), &mut values)?;
+        let ids = values.chunks_exact(vocab).map(|row| argmax(row).unwrap().0).collect();
+        Ok(Some(Value::Ids(ids)))
+    }
+    fn read_ids(&self, ids: &Value, out: &mut Vec<u32>) -> Result<()> {
+        self.note(Call::ReadIds)?;
+        out.extend_from_slice(ids.ids());
+        Ok(())
+    }
+    fn submit(&self, _: &[&Value]) -> Result<()> {
+        self.note(Call::Submit)
+    }
+    fn evaluate(&self, xs: &[&Value]) -> Result<()> {
+        assert!(xs.iter().all(|x| matches!(x, Value::Rows(_))));
+        self.note(Call::Evaluate(xs.len()))
+    }
+}
