@@ -53,7 +53,9 @@ struct Call<'a> {
     shared_memory: usize,
     /// Threads of a block, and blocks.
     threads: [usize; 2],
-    out: ([i32; 2], Dtype),
+    /// Results: a name and a shape each, all of `dtype`.
+    out: &'a [(&'a CStr, [i32; 2])],
+    dtype: Dtype,
     constants: &'a [(&'a CStr, Constant)],
 }
 
@@ -68,24 +70,26 @@ impl Launch {
         };
         // SAFETY: strings are live and copied; both vectors are freed once they are.
         let launch = unsafe {
-            let (inputs, outputs) = (strings(call.inputs), strings(&[c"out"]));
+            let names: Vec<&CStr> = call.out.iter().map(|(name, _)| *name).collect();
+            let (inputs, outputs) = (strings(call.inputs), strings(&names));
             let (name, body, header) = (call.name.as_ptr(), call.body.as_ptr(), call.header.as_ptr());
             let kernel = mlx_sys::mlx_fast_cuda_kernel_new(name, inputs, outputs, body, header, true, shared);
             mlx_sys::mlx_vector_string_free(inputs);
             mlx_sys::mlx_vector_string_free(outputs);
             Self { kernel, config: mlx_sys::mlx_fast_cuda_kernel_config_new() }
         };
-        let (shape, dtype) = &call.out;
-        // SAFETY: the configuration is live, the shape has two dimensions.
+        // SAFETY: the configuration is live.
         let mut failed = unsafe {
-            mlx_sys::mlx_fast_cuda_kernel_config_add_output_arg(
-                launch.config,
-                shape.as_ptr(),
-                2,
-                (*dtype).into(),
-            ) | mlx_sys::mlx_fast_cuda_kernel_config_set_grid(launch.config, all, 1, 1)
+            mlx_sys::mlx_fast_cuda_kernel_config_set_grid(launch.config, all, 1, 1)
                 | mlx_sys::mlx_fast_cuda_kernel_config_set_thread_group(launch.config, threads, 1, 1)
         };
+        for (_, shape) in call.out {
+            let dtype = call.dtype.into();
+            // SAFETY: the configuration is live, the shape has two dimensions.
+            failed |= unsafe {
+                mlx_sys::mlx_fast_cuda_kernel_config_add_output_arg(launch.config, shape.as_ptr(), 2, dtype)
+            };
+        }
         for (name, constant) in call.constants {
             // SAFETY: the configuration and the name are live.
             failed |= unsafe {
@@ -106,10 +110,10 @@ impl Launch {
         if failed == 0 { Ok(launch) } else { Err(error(format!("{:?} can't be set up", call.name))) }
     }
 
-    fn apply(&self, inputs: &[&Array]) -> Result<Array> {
+    fn apply<const N: usize>(&self, inputs: &[&Array]) -> Result<[Array; N]> {
         let handles: Vec<_> = inputs.iter().map(|x| x.as_ptr()).collect();
         let stream = Stream::thread_local_or_default();
-        // SAFETY: all handles are live; vectors are freed; the result is owned by nobody else.
+        // SAFETY: all handles are live; vectors are freed; the results are owned by nobody else.
         unsafe {
             let inputs = mlx_sys::mlx_vector_array_new_data(handles.as_ptr(), handles.len());
             let mut outputs = mlx_sys::mlx_vector_array_new();
@@ -120,14 +124,16 @@ impl Launch {
                 self.config,
                 stream.as_ptr(),
             );
-            let mut out = mlx_sys::mlx_array_new();
-            if status == 0 {
-                status = mlx_sys::mlx_vector_array_get(&mut out, outputs, 0);
-            }
+            let results = std::array::from_fn(|i| {
+                let mut out = mlx_sys::mlx_array_new();
+                if status == 0 {
+                    status = mlx_sys::mlx_vector_array_get(&mut out, outputs, i);
+                }
+                Array::from_ptr(out)
+            });
             mlx_sys::mlx_vector_array_free(inputs);
             mlx_sys::mlx_vector_array_free(outputs);
-            let out = Array::from_ptr(out);
-            if status == 0 { Ok(out) } else { Err(error("a custom kernel failed".to_owned())) }
+            if status == 0 { Ok(results) } else { Err(error("a custom kernel failed".to_owned())) }
         }
     }
 }
@@ -254,21 +260,20 @@ impl Kernels {
     /// `inputs` in the order of `matvec_body.cu`.
     pub(super) fn matvec(&self, what: Matvec, inputs: &[&Array; 9]) -> Result<Array> {
         let mut known = self.matvec.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(launch) = known.get(&what) {
-            return launch.apply(inputs);
-        }
-        let launch = what.launch()?;
-        known.entry(what).or_insert(launch).apply(inputs)
+        let [out] = match known.get(&what) {
+            Some(launch) => launch.apply(inputs)?,
+            None => known.entry(what).or_insert(what.launch()?).apply(inputs)?,
+        };
+        Ok(out)
     }
 
-    /// `inputs` in the order of `attend_body.cu`.
-    pub(super) fn attend(&self, what: Attend, inputs: &[&Array; 5]) -> Result<Array> {
+    /// `inputs` in the order of `attend_body.cu`; what attention gives, and the rotated key.
+    pub(super) fn attend(&self, what: Attend, inputs: &[&Array; 5]) -> Result<[Array; 2]> {
         let mut known = self.attend.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(launch) = known.get(&what) {
-            return launch.apply(inputs);
+        match known.get(&what) {
+            Some(launch) => launch.apply(inputs),
+            None => known.entry(what).or_insert(what.launch()?).apply(inputs),
         }
-        let launch = what.launch()?;
-        known.entry(what).or_insert(launch).apply(inputs)
     }
 }
 
@@ -329,7 +334,8 @@ impl Matvec {
             body,
             shared_memory: self.shared_memory(steps, wk, wr),
             threads: [32 * wk * wr, blocks],
-            out: ([dim(self.rows)?, dim(self.out)?], self.dtype),
+            out: &[(c"out", [dim(self.rows)?, dim(self.out)?])],
+            dtype: self.dtype,
             constants: &[
                 (c"T", Constant::Type(self.dtype)),
                 (c"BITS", int(self.bits)?),
@@ -382,7 +388,11 @@ impl Attend {
             body,
             shared_memory: 0,
             threads: [32 * Self::WARPS, self.heads],
-            out: ([1, dim(self.heads * self.head)?], self.dtype),
+            out: &[
+                (c"out", [1, dim(self.heads * self.head)?]),
+                (c"key", [1, dim(self.kv_heads * self.head)?]),
+            ],
+            dtype: self.dtype,
             constants: &[
                 (c"T", Constant::Type(self.dtype)),
                 (c"HEAD", int(self.head)?),

@@ -1,6 +1,8 @@
 //! What the kernels of `cuda.rs` take over: products of a few rows with what comes before and after them, and the
 //! attention of one token. Each says no by returning `None`, and the operations run one by one.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use mlx_rs::{Array, Dtype};
 
 use super::cuda::{Attend, Matvec, Prologue};
@@ -28,6 +30,9 @@ pub(super) enum Origin {
         at: usize,
         /// What it holds now.
         row: Columns,
+        /// The row as a fused kernel made it: the buffer's next state is `before` with that, and the operations that
+        /// would make it are never computed.
+        made: Arc<Mutex<Option<Array>>>,
     },
 }
 
@@ -35,6 +40,8 @@ pub(super) enum Origin {
 #[derive(Clone, Debug)]
 pub(super) struct Columns {
     pub of: Array,
+    /// Parts of the same row share it.
+    pub row: Arc<()>,
     pub from: usize,
     pub turn: Option<Turn>,
 }
@@ -43,19 +50,16 @@ pub(super) struct Columns {
 #[derive(Clone, Debug)]
 pub(super) struct Turn {
     inv_freq: Array,
+    /// The same for the same frequencies.
+    number: usize,
     pairs: usize,
     halves: bool,
     position: usize,
 }
 
-fn same(a: &Array, b: &Array) -> bool {
-    a.as_ptr().ctx == b.as_ptr().ctx
-}
-
 impl Turn {
     fn is(&self, other: &Self) -> bool {
-        let same_numbers = same(&self.inv_freq, &other.inv_freq) && self.pairs == other.pairs;
-        same_numbers && self.halves == other.halves && self.position == other.position
+        self.number == other.number && self.halves == other.halves && self.position == other.position
     }
 }
 
@@ -127,12 +131,9 @@ impl Mlx {
         self.0.kernels.matvec(what, &inputs).map(|y| Some(y.into()))
     }
 
-    /// What is known of columns from `from` on of `x`.
-    pub(super) fn columns(&self, x: &MlxTensor, from: usize) -> Origin {
-        if !self.fuses() || x.shape()[0] != 1 {
-            return Origin::Unknown;
-        }
-        Origin::Columns(Columns { of: x.array.clone(), from, turn: None })
+    /// Whether what is made of columns of `x` may be fused.
+    pub(super) fn is_row(&self, x: &MlxTensor) -> bool {
+        self.fuses() && x.shape()[0] == 1
     }
 
     /// What is known of `x` once `rope` has turned it.
@@ -143,8 +144,10 @@ impl Mlx {
         if columns.turn.is_some() || rope.scale != 1.0 {
             return Ok(Origin::Unknown);
         }
+        let (inv_freq, number) = self.0.ropes.inv_freq(rope)?;
         let turn = Turn {
-            inv_freq: self.0.ropes.inv_freq(rope)?,
+            inv_freq,
+            number,
             pairs: rope.inv_freq.len(),
             halves: rope.pairing == Pairing::Halves,
             position: *position as usize,
@@ -159,20 +162,20 @@ impl Mlx {
         span: &AttnSpan<'_, MlxTensor>,
         p: &AttnParams,
     ) -> Result<Option<MlxTensor>> {
-        let [Origin::Columns(query), Origin::Written { before: keys, at, row: key }] =
+        let [Origin::Columns(query), Origin::Written { before: keys, at, row: key, made }] =
             [&q.origin, &span.k.origin]
         else {
             return Ok(None);
         };
-        let Origin::Written { before: values, at: value_at, row: value } = &span.v.origin else {
+        let Origin::Written { before: values, at: value_at, row: value, .. } = &span.v.origin else {
             return Ok(None);
         };
         let (Some(turn), Some(key_turn)) = (&query.turn, &key.turn) else { return Ok(None) };
         let len = span.layout.len;
         let window = span.window.into_iter().chain(p.window).min().unwrap_or(usize::MAX);
         let in_order = span.layout.keep == 0 && len <= span.layout.ring && window >= len && len <= LONG;
-        let one_row = same(&query.of, &key.of)
-            && same(&query.of, &value.of)
+        let one_row = Arc::ptr_eq(&query.row, &key.row)
+            && Arc::ptr_eq(&query.row, &value.row)
             && value.turn.is_none()
             && [query.from, key.from, value.from] == [0, p.q_dim(), p.q_dim() + p.kv_dim()]
             && query.of.dim(1) as usize == p.q_dim() + 2 * p.kv_dim();
@@ -192,6 +195,8 @@ impl Mlx {
         };
         let length = self.0.kernels.length(len - 1)?;
         let inputs = [&query.of, keys, values, &turn.inv_freq, &length];
-        self.0.kernels.attend(what, &inputs).map(|y| Some(y.into()))
+        let [out, key] = self.0.kernels.attend(what, &inputs)?;
+        *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
+        Ok(Some(out.into()))
     }
 }

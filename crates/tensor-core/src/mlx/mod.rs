@@ -16,13 +16,13 @@ mod weight;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use mlx_rs::{Array, DeviceType, Dtype, fast, memory, ops, transforms};
 use rillm_quant::{FloatType, Format, RawTensor};
 
 use self::cuda::Kernels;
-use self::fusion::Origin;
+use self::fusion::{Columns, Origin};
 use self::rope::Ropes;
 use self::weight::{Matrix, dims};
 use crate::backend::project_in_parts;
@@ -84,6 +84,19 @@ impl From<Array> for MlxTensor {
 }
 
 impl MlxTensor {
+    /// The array, with the row that was written last as a fused kernel made it, if one did.
+    fn settled(&self) -> Result<Array> {
+        match &self.origin {
+            Origin::Written { before, at, made, .. } => {
+                match &*made.lock().unwrap_or_else(PoisonError::into_inner) {
+                    Some(row) => raw::slice_update(before, row, [dim(*at)?, 0], [dim(*at + 1)?, row.dim(1)]),
+                    None => Ok(self.array.clone()),
+                }
+            }
+            _ => Ok(self.array.clone()),
+        }
+    }
+
     fn shape(&self) -> [usize; 2] {
         [self.array.dim(0) as usize, self.array.dim(1) as usize]
     }
@@ -530,12 +543,20 @@ impl Backend for Mlx {
         if all != d {
             return Err(shape("split_cols", [t, d], [t, all]));
         }
+        let row = self.is_row(&x).then(|| Arc::new(()));
         let mut at = 0;
         let mut parts = [const { None }; N];
         for (part, width) in parts.iter_mut().zip(widths) {
             let (from, to) = (dim(at)?, dim(at + width)?);
             let array = raw::slice(&x.array, [0, from], [dim(t)?, to])?;
-            *part = Some(MlxTensor { array, origin: self.columns(&x, at) });
+            let origin = match &row {
+                Some(row) => {
+                    let (of, row) = (x.array.clone(), Arc::clone(row));
+                    Origin::Columns(Columns { of, row, from: at, turn: None })
+                }
+                None => Origin::Unknown,
+            };
+            *part = Some(MlxTensor { array, origin });
             at += width;
         }
         Ok(parts.map(|part| part.unwrap_or_else(|| x.clone())))
@@ -574,10 +595,12 @@ impl Backend for Mlx {
             update = update.as_dtype(dst.array.dtype()).map_err(exception)?;
         }
         let (from, to) = ([dim(at)?, 0], [dim(at + n)?, cols]);
-        let after = raw::slice_update(&dst.array, &update, from, to)?;
-        let before = std::mem::replace(&mut dst.array, after);
+        let before = dst.settled()?;
+        dst.array = raw::slice_update(&before, &update, from, to)?;
         dst.origin = match &src.origin {
-            Origin::Columns(row) if n == 1 => Origin::Written { before, at, row: row.clone() },
+            Origin::Columns(row) if n == 1 => {
+                Origin::Written { before, at, row: row.clone(), made: Arc::default() }
+            }
             _ => Origin::Unknown,
         };
         Ok(())

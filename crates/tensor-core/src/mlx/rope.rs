@@ -1,5 +1,6 @@
 //! Rotary embeddings: MLX's fused one, or tables of cosines and sines where results have to be exact.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use mlx_rs::{Array, fast, ops};
@@ -11,14 +12,24 @@ use crate::{Batch, Pairing, Result, Rope, Span};
 /// Arrays kept: families have at most two sets of frequencies, and all layers of a pass share them.
 const KEPT: usize = 4;
 
+/// Numbers of a rope on the device, made from its `inv_freq`.
+#[derive(Debug)]
+struct Uploaded {
+    inv_freq: Vec<f32>,
+    array: Array,
+    /// Which upload it was.
+    number: usize,
+}
+
 /// What is computed on the host for a rope, kept from one layer to the next.
 #[derive(Debug, Default)]
 pub(super) struct Ropes {
     /// `1 / inv_freq`, which is what MLX takes.
-    freqs: Mutex<Vec<(Vec<f32>, Array)>>,
+    freqs: Mutex<Vec<Uploaded>>,
     /// `inv_freq` itself, which is what our kernels take.
-    rates: Mutex<Vec<(Vec<f32>, Array)>>,
+    rates: Mutex<Vec<Uploaded>>,
     tables: Mutex<Vec<Table>>,
+    uploads: AtomicUsize,
 }
 
 /// Cosines and sines, `[rows, 1, pairs]`.
@@ -31,18 +42,6 @@ struct Table {
     sin: Array,
 }
 
-/// `f(inv_freq)` on the device, from `known` where it is there.
-fn uploaded(known: &Mutex<Vec<(Vec<f32>, Array)>>, rope: &Rope, f: fn(f32) -> f32) -> Result<Array> {
-    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, array)) = known.iter().find(|(known, _)| *known == rope.inv_freq) {
-        return Ok(array.clone());
-    }
-    let values: Vec<f32> = rope.inv_freq.iter().map(|x| f(*x)).collect();
-    let array = Array::from_slice(&values, &[dim(values.len())?]);
-    keep(&mut known, (rope.inv_freq.clone(), array.clone()));
-    Ok(array)
-}
-
 /// Appends to a list that keeps the latest.
 fn keep<T>(list: &mut Vec<T>, item: T) {
     if list.len() >= KEPT {
@@ -53,12 +52,30 @@ fn keep<T>(list: &mut Vec<T>, item: T) {
 
 impl Ropes {
     fn freqs(&self, rope: &Rope) -> Result<Array> {
-        uploaded(&self.freqs, rope, |f| f.recip())
+        Ok(self.uploaded(&self.freqs, rope, |f| f.recip())?.0)
     }
 
-    /// `inv_freq` on the device, the same array for the same rope.
-    pub(super) fn inv_freq(&self, rope: &Rope) -> Result<Array> {
-        uploaded(&self.rates, rope, |f| f)
+    /// `inv_freq` on the device, and a number that is the same for the same frequencies.
+    pub(super) fn inv_freq(&self, rope: &Rope) -> Result<(Array, usize)> {
+        self.uploaded(&self.rates, rope, |f| f)
+    }
+
+    /// `f(inv_freq)` on the device, from `known` where it is there.
+    fn uploaded(
+        &self,
+        known: &Mutex<Vec<Uploaded>>,
+        rope: &Rope,
+        f: fn(f32) -> f32,
+    ) -> Result<(Array, usize)> {
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = known.iter().find(|u| u.inv_freq == rope.inv_freq) {
+            return Ok((there.array.clone(), there.number));
+        }
+        let values: Vec<f32> = rope.inv_freq.iter().map(|x| f(*x)).collect();
+        let array = Array::from_slice(&values, &[dim(values.len())?]);
+        let number = self.uploads.fetch_add(1, Ordering::Relaxed);
+        keep(&mut known, Uploaded { inv_freq: rope.inv_freq.clone(), array: array.clone(), number });
+        Ok((array, number))
     }
 
     fn table(&self, rope: &Rope, positions: &[u32]) -> Result<Table> {

@@ -75,7 +75,8 @@ struct Attend {
   }
 
   static __device__ void run(
-      const T* qkv, const T* keys, const T* values, const float* inv_freq, int length, float scale, T* out) {
+      const T* qkv, const T* keys, const T* values, const float* inv_freq, int length, float scale, T* out,
+      T* rotated) {
     __shared__ float most[GROUPS], total[GROUPS], sums[GROUPS][HEAD];
     const int head = blockIdx.x, kv_head = head / (HEADS / KV_HEADS);
     const int lane = threadIdx.x % LANES, group = threadIdx.x / LANES, first = lane * 8;
@@ -117,6 +118,10 @@ struct Attend {
       }
       const float score = dot(q, key);
       if (group == 0) softmax.add(score, value);
+      // One of the query heads that share the key writes it.
+      if (group == 0 && head % (HEADS / KV_HEADS) == 0) {
+        for (int i = 0; i < 8; ++i) rotated[kv_head * HEAD + first + i] = T(key[i]);
+      }
     }
     if (lane == 0) {
       most[group] = softmax.most;

@@ -7,11 +7,12 @@
 //   values    T [slots, KV_HEADS * HEAD]
 //   inv_freq  f32 [PAIRS]
 //   length    i32 [1]: positions before the token
-// Output:
+// Outputs:
 //   out       T [1, HEADS * HEAD]
+//   key       T [1, KV_HEADS * HEAD]: the token's key, rotated
 // Template constants:
 //   T; HEAD 64, 128 or 256; HEADS; KV_HEADS; PAIRS rotated; HALVES: pairs are (i, i + PAIRS), else neighbours; WARPS;
 //   SCALE, the bits of the f32 factor of scores
 // Threadgroup: (32 * WARPS, 1, 1). Grid, in threads: (HEADS * 32 * WARPS, 1, 1).
 rillm::Attend<T, HEAD, HEADS, KV_HEADS, PAIRS, HALVES, WARPS>::run(
-    qkv, keys, values, inv_freq, *length, __int_as_float(SCALE), out);
+    qkv, keys, values, inv_freq, *length, __int_as_float(SCALE), out, key);
