@@ -110,7 +110,6 @@ impl Ropes {
         let table = self.table(rope, batch.positions())?;
         let x3 = x.reshape(&[t, heads, head]).map_err(exception)?;
         let cut = |from: i32, to: i32| slice(&x3, [0, 0, from], [t, heads, to]);
-        let rest = cut(2 * pairs, head)?;
         let [a, b] = match rope.pairing {
             Pairing::Halves => [cut(0, pairs)?, cut(pairs, 2 * pairs)?],
             Pairing::Interleaved => {
@@ -130,12 +129,16 @@ impl Ropes {
         let ([ac, bs], [bc, as_]) = (turn(&a, &b)?, turn(&b, &a)?);
         let (first, second) = (ac.subtract(bs).map_err(exception)?, bc.add(as_).map_err(exception)?);
         let turned = match rope.pairing {
-            Pairing::Halves => ops::concatenate(&[first, second, rest], -1).map_err(exception)?,
+            Pairing::Halves => ops::concatenate(&[first, second], -1).map_err(exception)?,
             Pairing::Interleaved => {
                 let both = ops::stack(&[first, second], -1).map_err(exception)?;
-                let both = both.reshape(&[t, heads, 2 * pairs]).map_err(exception)?;
-                ops::concatenate(&[both, rest], -1).map_err(exception)?
+                both.reshape(&[t, heads, 2 * pairs]).map_err(exception)?
             }
+        };
+        // Values of a head beyond the pairs pass.
+        let turned = match 2 * pairs < head {
+            true => ops::concatenate(&[turned, cut(2 * pairs, head)?], -1).map_err(exception)?,
+            false => turned,
         };
         turned.reshape(&[t, d]).map_err(exception)
     }
