@@ -17,7 +17,7 @@ pub(crate) mod read;
 pub(crate) mod rearrange;
 mod scalar;
 #[cfg_attr(
-    not(target_arch = "x86_64"),
+    not(any(target_arch = "x86_64", test)),
     expect(dead_code, reason = "no other table has tile registers so far")
 )]
 pub(crate) mod tiles;

@@ -5,6 +5,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::vector::{Kernel, Vector};
+use crate::cpu::packed::UNIT;
 
 /// NEON.
 pub(crate) const BASE: u8 = 0;
@@ -317,12 +318,6 @@ unsafe fn dot_any<const DOT: u8>(acc: int32x4_t, w: int32x4_t, x: int32x4_t) -> 
     // `w x = (w - 128) x + 64 x + 64 x`.
     let half = vdupq_n_s32(0x4040_4040);
     dot_small::<DOT>(dot_small::<DOT>(dot_small::<DOT>(acc, less_128(w), x), half, x), half, x)
-}
-
-/// Register `i` of each vector.
-#[inline(always)]
-fn register(w: &[I; 4], i: usize) -> [int32x4_t; 4] {
-    [w[0][i], w[1][i], w[2][i], w[3][i]]
 }
 
 /// `acc` plus, in each lane, the dot products of its bytes in each `w` and four bytes of `x`: the first four for
