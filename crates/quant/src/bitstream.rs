@@ -46,8 +46,9 @@ fn unpack_nibbles(bytes: &[u8], codes: &mut [u8]) {
     }
 }
 
-/// Appends the stream of `codes`, a multiple of eight of them, each below `1 << bits`.
-pub(crate) fn pack(bits: u32, codes: &[u8], bytes: &mut Vec<u8>) {
+/// Appends the little-endian bit stream of `codes` to `bytes`: a multiple of eight codes, each below `1 << bits`,
+/// `bits <= 8`.
+pub fn pack(bits: u32, codes: &[u8], bytes: &mut Vec<u8>) {
     for eight in codes.chunks_exact(8) {
         let word = eight.iter().rev().fold(0u64, |word, code| word << bits | u64::from(*code));
         bytes.extend_from_slice(&word.to_le_bytes()[..bits as usize]);

@@ -15,6 +15,7 @@ mod ggml;
 mod microscaling;
 mod row;
 
+pub use bitstream::pack as pack_codes;
 pub use codec::encode;
 pub use error::{Error, Result};
 pub use format::{FloatType, Format, RawTensor};

@@ -12,7 +12,9 @@ use mlx_rs::{Array, Dtype, Stream};
 use super::{dim, error};
 use crate::Result;
 
-/// Multiprocessors of an H100; other cards get their share of blocks later.
+/// The cards that the kernels were written for, as MLX calls them: measured on an H100. Others get MLX's operations.
+pub(super) const ARCHITECTURE: &str = "sm_90";
+/// Multiprocessors of such a card.
 const PROCESSORS: usize = 132;
 /// Bytes of shared memory that a block can have there.
 const SHARED_MEMORY: usize = 227 << 10;
@@ -150,8 +152,8 @@ static MATVEC: LazyLock<[CString; 2]> =
 static ATTEND: LazyLock<[CString; 2]> =
     LazyLock::new(|| sources("attend", include_str!("cuda/attend.cu"), include_str!("cuda/attend_body.cu")));
 
-/// What MLX is given as header and body. It copies and hashes both at every call, which takes longer than the rest of a
-/// call for a long header: so that is a line that includes a file, where one can be written.
+/// What MLX is given as header and body. It copies and hashes both at every call: so a long header is a line that includes
+/// a file, where one can be written.
 fn sources(name: &str, header: &str, body: &str) -> [CString; 2] {
     let header = terse(header);
     let include = stored(name, header.to_bytes()).and_then(|path| {

@@ -7,7 +7,7 @@ use mlx_rs::{Array, Dtype};
 
 use super::cuda::{Attend, Matvec, Prologue};
 use super::weight::{MlxWeight, dims};
-use super::{Mlx, MlxTensor, On};
+use super::{Mlx, MlxTensor};
 use crate::{Activation, AttnParams, AttnSpan, Batch, Input, Pairing, Result, Rope};
 
 /// Rows that a fused product takes at most.
@@ -52,6 +52,7 @@ pub(super) struct Turn {
     inv_freq: Array,
     /// The same for the same frequencies.
     number: usize,
+    head_dim: usize,
     pairs: usize,
     halves: bool,
     position: usize,
@@ -59,14 +60,17 @@ pub(super) struct Turn {
 
 impl Turn {
     fn is(&self, other: &Self) -> bool {
-        self.number == other.number && self.halves == other.halves && self.position == other.position
+        self.number == other.number
+            && self.head_dim == other.head_dim
+            && self.halves == other.halves
+            && self.position == other.position
     }
 }
 
 impl Mlx {
     /// Whether our kernels run here.
     pub(super) fn fuses(&self) -> bool {
-        self.0.on == On::Cuda && matches!(self.dtype(), Dtype::Bfloat16 | Dtype::Float16)
+        self.0.has_kernels && matches!(self.dtype(), Dtype::Bfloat16 | Dtype::Float16)
     }
 
     /// [`Backend::project`](crate::Backend::project) in one kernel.
@@ -94,8 +98,15 @@ impl Mlx {
             (dims(w.matrices("linear")?), norm.is_none() && prologue != Prologue::Plain);
         let gain = norm.map(|(w, _)| w.vector("rms_norm")).transpose()?;
         let bias = bias.map(|b| b.vector("linear bias")).transpose()?;
+        // The kernels read 16 bytes at a time, and columns of a row may start anywhere.
+        let whole = |x: &MlxTensor| matches!(x.origin, Origin::Unknown) && x.array.dtype() == self.dtype();
+        let narrow = |x: &&Array| x.dtype() == self.dtype();
         // What does not fit is the plain operations' to refuse.
-        let fits = cols == if halved { 2 * inp } else { inp }
+        let fits = whole(x)
+            && residual.is_none_or(whole)
+            && gain.iter().all(narrow)
+            && bias.iter().all(narrow)
+            && cols == if halved { 2 * inp } else { inp }
             && gain.is_none_or(|g| g.size() == inp)
             && bias.is_none_or(|b| b.size() == out)
             && residual.is_none_or(|h| h.shape() == [rows, out]);
@@ -111,7 +122,7 @@ impl Mlx {
             bias: bias.is_some(),
             residual: residual.is_some(),
         };
-        if !fits || !what.is_possible() || x.array.dtype() != dtype {
+        if !fits || !what.is_possible() {
             return Ok(None);
         }
         let none = &x.array;
@@ -131,9 +142,9 @@ impl Mlx {
         self.0.kernels.matvec(what, &inputs).map(|y| Some(y.into()))
     }
 
-    /// Whether what is made of columns of `x` may be fused.
+    /// Whether what is made of columns of `x` may be fused: it is one row, and not columns of one itself.
     pub(super) fn is_row(&self, x: &MlxTensor) -> bool {
-        self.fuses() && x.shape()[0] == 1
+        self.fuses() && x.shape()[0] == 1 && matches!(x.origin, Origin::Unknown)
     }
 
     /// What is known of `x` once `rope` has turned it.
@@ -148,6 +159,7 @@ impl Mlx {
         let turn = Turn {
             inv_freq,
             number,
+            head_dim: rope.head_dim,
             pairs: rope.inv_freq.len(),
             halves: rope.pairing == Pairing::Halves,
             position: *position as usize,
@@ -180,8 +192,10 @@ impl Mlx {
             && [query.from, key.from, value.from] == [0, p.q_dim(), p.q_dim() + p.kv_dim()]
             && query.of.dim(1) as usize == p.q_dim() + 2 * p.kv_dim();
         let latest = [*at, *value_at, turn.position] == [len - 1; 3] && turn.is(key_turn);
-        let heads = [64, 128, 256].contains(&p.head_dim) && p.softcap.is_none();
-        if !(in_order && one_row && latest && heads && span.rows == (0..1)) {
+        let heads =
+            [64, 128, 256].contains(&p.head_dim) && turn.head_dim == p.head_dim && p.softcap.is_none();
+        let typed = [&query.of, keys, values].iter().all(|x| x.dtype() == self.dtype());
+        if !(typed && in_order && one_row && latest && heads && span.rows == (0..1)) {
             return Ok(None);
         }
         let what = Attend {

@@ -8,6 +8,7 @@
 //! how to build with it.
 
 mod attention;
+mod builder;
 mod cuda;
 mod fusion;
 mod raw;
@@ -18,9 +19,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
 
-use mlx_rs::{Array, DeviceType, Dtype, fast, memory, ops, transforms};
+use mlx_rs::{Array, Dtype, fast, memory, ops, transforms};
 use rillm_quant::{FloatType, Format, RawTensor};
 
+use self::builder::On;
 use self::cuda::Kernels;
 use self::fusion::{Columns, Origin};
 use self::rope::Ropes;
@@ -31,19 +33,8 @@ use crate::{
     Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, KvLayout, Result, Rope,
 };
 
+pub use self::builder::{MlxBuilder, MlxDevice};
 pub use self::weight::MlxWeight;
-
-/// What MLX computes on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum MlxDevice {
-    /// The graphics card where this build of MLX has one, else the processor.
-    #[default]
-    Best,
-    /// The processor.
-    Cpu,
-    /// The graphics card.
-    Gpu,
-}
 
 /// The MLX backend. Clones share everything.
 #[derive(Clone, Debug)]
@@ -53,20 +44,14 @@ pub struct Mlx(Arc<Inner>);
 struct Inner {
     precision: Precision,
     on: On,
+    /// Whether our kernels for CUDA were made for this card.
+    has_kernels: bool,
     /// Of activations and caches, once it is known.
     dtype: OnceLock<Dtype>,
     ropes: Ropes,
     kernels: Kernels,
     evals: AtomicUsize,
     submits: AtomicUsize,
-}
-
-/// Where MLX computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum On {
-    Cpu,
-    Metal,
-    Cuda,
 }
 
 /// Activations, or a key buffer: `[rows, cols]`.
@@ -120,97 +105,6 @@ pub struct MlxMemory {
     pub cached: usize,
     /// The most that was in use at a time.
     pub peak: usize,
-}
-
-/// Choices for a [`Mlx`]. The default is the best device, and activations and caches in the type of the weights.
-#[derive(Clone, Debug, Default)]
-pub struct MlxBuilder {
-    device: MlxDevice,
-    precision: Precision,
-    cache_limit: Option<usize>,
-    wired_limit: Option<usize>,
-}
-
-impl MlxBuilder {
-    /// Computes on `device`. MLX has one default device: the latest backend's choice holds for the process.
-    pub fn device(mut self, device: MlxDevice) -> Self {
-        self.device = device;
-        self
-    }
-
-    /// Rounds activations and caches as `precision` says: to the type of the weights, or, exactly, not at all.
-    pub fn precision(mut self, precision: Precision) -> Self {
-        self.precision = precision;
-        self
-    }
-
-    /// Lets MLX keep at most `bytes` of freed memory for reuse.
-    pub fn cache_limit(mut self, bytes: usize) -> Self {
-        self.cache_limit = Some(bytes);
-        self
-    }
-
-    /// Keeps up to `bytes` resident on the device (Metal).
-    pub fn wired_limit(mut self, bytes: usize) -> Self {
-        self.wired_limit = Some(bytes);
-        self
-    }
-
-    /// Starts the backend.
-    ///
-    /// # Errors
-    /// A device that this build of MLX or this machine lacks, or limits that it refuses. Exact results on CUDA want
-    /// `MLX_ENABLE_TF32=0` in the environment, which MLX reads before its first product.
-    pub fn build(self) -> Result<Mlx> {
-        // The first operation through mlx-rs makes failures errors instead of exits.
-        memory::reset_peak_memory().map_err(exception)?;
-        let on = choose(self.device)?;
-        if let Some(bytes) = self.cache_limit {
-            memory::set_cache_limit(bytes).map_err(exception)?;
-        }
-        if let Some(bytes) = self.wired_limit {
-            memory::set_wired_limit(bytes).map_err(exception)?;
-        }
-        let exact = self.precision == Precision::Exact;
-        let tf32 = std::env::var("MLX_ENABLE_TF32").ok();
-        if exact && on == On::Cuda && tf32.as_deref() != Some("0") {
-            let message = "exact results on CUDA need MLX_ENABLE_TF32=0 in the environment of the process";
-            return Err(error(message.to_owned()));
-        }
-        let dtype = OnceLock::new();
-        // MLX's processor kernels are slow with halves.
-        if exact || on == On::Cpu {
-            dtype.get_or_init(|| Dtype::Float32);
-        }
-        Ok(Mlx(Arc::new(Inner {
-            precision: self.precision,
-            on,
-            dtype,
-            ropes: Ropes::default(),
-            kernels: Kernels::default(),
-            evals: AtomicUsize::new(0),
-            submits: AtomicUsize::new(0),
-        })))
-    }
-}
-
-/// Makes `device` MLX's default.
-fn choose(device: MlxDevice) -> Result<On> {
-    let default = mlx_rs::Device::try_default().and_then(|d| d.get_type()).map_err(exception)?;
-    let card = if raw::has_cuda() { On::Cuda } else { On::Metal };
-    let has_card = matches!(default, DeviceType::Gpu) || card == On::Cuda;
-    match device {
-        MlxDevice::Gpu if !has_card => Err(error("this build of MLX has no graphics card".to_owned())),
-        MlxDevice::Best if !has_card => Ok(On::Cpu),
-        MlxDevice::Cpu => {
-            mlx_rs::Device::set_default(&mlx_rs::Device::cpu());
-            Ok(On::Cpu)
-        }
-        _ => {
-            mlx_rs::Device::set_default(&mlx_rs::Device::gpu());
-            Ok(card)
-        }
-    }
 }
 
 /// What only MLX can report.

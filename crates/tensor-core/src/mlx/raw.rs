@@ -165,3 +165,26 @@ pub(super) fn has_cuda() -> bool {
     let status = unsafe { mlx_sys::mlx_cuda_is_available(&mut answer) };
     status == 0 && answer
 }
+
+/// What MLX calls the architecture of the graphics card, `sm_90` for an H100; empty if it does not say.
+pub(super) fn architecture() -> Result<String> {
+    let mut name = std::ptr::null();
+    // SAFETY: both handles are live until they are freed; the name is of the information and copied before that.
+    unsafe {
+        let device = mlx_sys::mlx_device_new_type(mlx_sys::mlx_device_type__MLX_GPU, 0);
+        let mut info = mlx_sys::mlx_device_info_new();
+        let mut status = mlx_sys::mlx_device_info_get(&mut info, device);
+        if status == 0 {
+            status = mlx_sys::mlx_device_info_get_string(&mut name, info, c"architecture".as_ptr());
+        }
+        let known = if status == 0 && !name.is_null() {
+            CStr::from_ptr(name).to_string_lossy().into_owned()
+        } else {
+            String::new()
+        };
+        mlx_sys::mlx_device_info_free(info);
+        mlx_sys::mlx_device_free(device);
+        // 2: there is no such entry.
+        if status == 1 { Err(error("MLX can't describe the graphics card".to_owned())) } else { Ok(known) }
+    }
+}

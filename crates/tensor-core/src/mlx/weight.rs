@@ -1,9 +1,10 @@
 //! Parameters as MLX reads them: stored bytes become arrays, GGML blocks become affine groups. Not what is computed
 //! with them.
 
-use half::{bf16, f16};
+use std::borrow::Cow;
+
 use mlx_rs::{Array, Dtype};
-use rillm_quant::{FloatType, Format, RawTensor};
+use rillm_quant::{FloatType, Format, RawTensor, encode, pack_codes};
 
 use super::raw::{self, Quantized, Scheme};
 use super::{dim, exception, shape};
@@ -32,18 +33,29 @@ pub(super) struct Matrix {
 #[derive(Debug)]
 enum Values {
     Dense(Array),
-    Quantized {
-        codes: Array,
-        scales: Array,
-        biases: Option<Array>,
-        scheme: Scheme,
-        /// Of all values; 1 but for some nvfp4 tensors.
-        factor: f32,
-    },
+    Quantized(Groups),
+}
+
+/// Codes in groups with scales.
+#[derive(Debug)]
+struct Groups {
+    codes: Array,
+    scales: Array,
+    biases: Option<Array>,
+    scheme: Scheme,
+    /// Of all values; 1 but for some nvfp4 tensors.
+    factor: f32,
+}
+
+impl Groups {
+    fn view(&self) -> Quantized<'_> {
+        let Self { codes, scales, biases, scheme, .. } = self;
+        Quantized { codes, scales, biases: biases.as_ref(), scheme: *scheme }
+    }
 }
 
 /// A matrix as the kernels of `cuda.rs` read it.
-pub(super) struct Stored16<'a> {
+pub(super) struct KernelView<'a> {
     pub codes: &'a Array,
     pub scales: Option<&'a Array>,
     pub biases: Option<&'a Array>,
@@ -103,12 +115,13 @@ pub(super) fn dims(matrices: &[Matrix]) -> [usize; 2] {
 
 /// `values` of `shape` in `dtype`, rounded on the host.
 fn floats(values: &[f32], shape: &[i32], dtype: Dtype) -> Result<Array> {
-    let bytes: Vec<u8> = match dtype {
-        Dtype::Bfloat16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
-        Dtype::Float16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
-        _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+    let stored = match dtype {
+        Dtype::Bfloat16 => FloatType::BF16,
+        Dtype::Float16 => FloatType::F16,
+        _ => FloatType::F32,
     };
-    raw::from_bytes(&bytes, shape, dtype)
+    let raw = encode(values, vec![values.len()], Format::Float(stored))?;
+    convert(&raw.codes, stored, shape, dtype)
 }
 
 /// Stored floats of type `t` as `dtype`.
@@ -128,9 +141,15 @@ fn convert(bytes: &[u8], t: FloatType, shape: &[i32], dtype: Dtype) -> Result<Ar
     Ok(array)
 }
 
-/// The stored bytes of one field of all parts.
-fn stacked(parts: &[RawTensor<'_>], field: for<'b> fn(&'b RawTensor<'_>) -> &'b [u8]) -> Vec<u8> {
-    parts.iter().map(field).collect::<Vec<_>>().concat()
+/// The stored bytes of one field of all parts; those of a single part are not copied.
+fn stacked<'a>(
+    parts: &'a [RawTensor<'_>],
+    field: for<'b> fn(&'b RawTensor<'_>) -> &'b [u8],
+) -> Cow<'a, [u8]> {
+    match parts {
+        [part] => Cow::Borrowed(field(part)),
+        _ => Cow::Owned(parts.iter().map(field).collect::<Vec<_>>().concat()),
+    }
 }
 
 impl Matrix {
@@ -145,14 +164,14 @@ impl Matrix {
             Format::Affine { bits, group, meta } => {
                 let scheme = Scheme { mode: c"affine", group: dim(group)?, bits: bits as i32 };
                 let groups = [dim(rows)?, dim(cols / group)?];
-                let meta = |bytes: Vec<u8>| convert(&bytes, meta, &groups, dtype);
-                Values::Quantized {
+                let meta = |bytes: Cow<'_, [u8]>| convert(&bytes, meta, &groups, dtype);
+                Values::Quantized(Groups {
                     codes: codes(&stacked(parts, |p| &p.codes), rows)?,
                     scales: meta(stacked(parts, |p| &p.scales))?,
                     biases: Some(meta(stacked(parts, |p| &p.biases))?),
                     scheme,
                     factor: 1.0,
-                }
+                })
             }
             Format::MxFp4 => micro(parts, rows, Scheme { mode: c"mxfp4", group: 32, bits: 4 })?,
             Format::MxFp8 => micro(parts, rows, Scheme { mode: c"mxfp8", group: 32, bits: 8 })?,
@@ -170,56 +189,40 @@ impl Matrix {
         Ok(Self { rows, cols, values })
     }
 
-    fn quantized(&self) -> Option<(Quantized<'_>, f32)> {
-        match &self.values {
-            Values::Dense(_) => None,
-            Values::Quantized { codes, scales, biases, scheme, factor } => {
-                Some((Quantized { codes, scales, biases: biases.as_ref(), scheme: *scheme }, *factor))
-            }
-        }
-    }
-
-    /// The values, where they are plain.
-    fn dense(&self) -> Option<&Array> {
-        match &self.values {
-            Values::Dense(w) => Some(w),
-            Values::Quantized { .. } => None,
-        }
-    }
-
     /// `x @ selfᵀ`, `[t, rows]`.
     pub(super) fn multiply(&self, x: &Array, dtype: Dtype) -> Result<Array> {
-        if let Some(w) = self.dense() {
-            return x.matmul(w.transpose().map_err(exception)?).map_err(exception);
+        match &self.values {
+            Values::Dense(w) => x.matmul(w.transpose().map_err(exception)?).map_err(exception),
+            Values::Quantized(w) => scaled(raw::quantized_matmul(x, w.view())?, w.factor, dtype),
         }
-        let Some((w, factor)) = self.quantized() else { return Ok(x.clone()) };
-        scaled(raw::quantized_matmul(x, w)?, factor, dtype)
     }
 
     /// Rows `ids`, `[ids, cols]`.
     pub(super) fn rows_of(&self, ids: &Array, dtype: Dtype) -> Result<Array> {
         let take = |x: &Array| x.take_axis(ids, 0).map_err(exception);
-        if let Some(w) = self.dense() {
-            return take(w);
+        match &self.values {
+            Values::Dense(w) => take(w),
+            Values::Quantized(w) => {
+                let (codes, scales) = (take(&w.codes)?, take(&w.scales)?);
+                let biases = w.biases.as_ref().map(take).transpose()?;
+                let picked =
+                    Quantized { codes: &codes, scales: &scales, biases: biases.as_ref(), ..w.view() };
+                scaled(raw::dequantize(picked, dtype)?, w.factor, dtype)
+            }
         }
-        let Some((w, factor)) = self.quantized() else { return Ok(ids.clone()) };
-        let (codes, scales) = (take(w.codes)?, take(w.scales)?);
-        let biases = w.biases.map(take).transpose()?;
-        let picked = Quantized { codes: &codes, scales: &scales, biases: biases.as_ref(), ..w };
-        scaled(raw::dequantize(picked, dtype)?, factor, dtype)
     }
 
     /// Its arrays for the kernels of `cuda.rs`, which read affine codes of 4 and 8 bits and plain values in `dtype`.
-    pub(super) fn for_kernels(&self, dtype: Dtype) -> Option<Stored16<'_>> {
+    pub(super) fn for_kernels(&self, dtype: Dtype) -> Option<KernelView<'_>> {
         match &self.values {
             Values::Dense(codes) if codes.dtype() == dtype => {
-                Some(Stored16 { codes, scales: None, biases: None, bits: 16, group: 64 })
+                Some(KernelView { codes, scales: None, biases: None, bits: 16, group: 64 })
             }
-            Values::Quantized { codes, scales, biases: Some(biases), scheme, .. }
+            Values::Quantized(Groups { codes, scales, biases: Some(biases), scheme, .. })
                 if matches!(scheme.bits, 4 | 8) =>
             {
                 let (bits, group) = (scheme.bits as usize, scheme.group as usize);
-                Some(Stored16 { codes, scales: Some(scales), biases: Some(biases), bits, group })
+                Some(KernelView { codes, scales: Some(scales), biases: Some(biases), bits, group })
             }
             _ => None,
         }
@@ -228,7 +231,7 @@ impl Matrix {
     fn bytes(&self) -> usize {
         match &self.values {
             Values::Dense(w) => w.nbytes(),
-            Values::Quantized { codes, scales, biases, .. } => {
+            Values::Quantized(Groups { codes, scales, biases, .. }) => {
                 codes.nbytes() + scales.nbytes() + biases.as_ref().map_or(0, Array::nbytes)
             }
         }
@@ -254,13 +257,13 @@ fn codes(bytes: &[u8], rows: usize) -> Result<Array> {
 fn micro(parts: &[RawTensor<'_>], rows: usize, scheme: Scheme) -> Result<Values> {
     let scales = stacked(parts, |p| &p.scales);
     let groups = dim(scales.len() / rows.max(1))?;
-    Ok(Values::Quantized {
+    Ok(Values::Quantized(Groups {
         codes: codes(&stacked(parts, |p| &p.codes), rows)?,
         scales: raw::from_bytes(&scales, &[dim(rows)?, groups], Dtype::Uint8)?,
         biases: None,
         scheme,
         factor: parts[0].factor,
-    })
+    }))
 }
 
 /// GGML blocks as affine groups: the same codes, `scale * code + bias` with the block's scale and offset.
@@ -280,34 +283,17 @@ fn affine(parts: &[RawTensor<'_>], dtype: Dtype) -> Result<Values> {
         for r in 0..part.rows() {
             part.codes_of_row(r, &mut row)?;
             part.scales_of_row(r, &mut s, &mut b)?;
-            pack(bits, &row, &mut stream);
+            pack_codes(bits, &row, &mut stream);
             scales.extend_from_slice(&s);
             biases.extend_from_slice(&b);
         }
     }
     let groups = [dim(rows)?, dim(cols / group)?];
-    Ok(Values::Quantized {
+    Ok(Values::Quantized(Groups {
         codes: codes(&stream, rows)?,
         scales: floats(&scales, &groups, dtype)?,
         biases: Some(floats(&biases, &groups, dtype)?),
         scheme: Scheme { mode: c"affine", group: dim(group)?, bits: bits as i32 },
         factor: 1.0,
-    })
-}
-
-/// Appends `codes` as a little-endian stream of `bits` each.
-fn pack(bits: u32, codes: &[u8], stream: &mut Vec<u8>) {
-    let (mut word, mut have) = (0u32, 0);
-    for code in codes {
-        word |= u32::from(*code) << have;
-        have += bits;
-        while have >= 8 {
-            stream.push(word as u8);
-            word >>= 8;
-            have -= 8;
-        }
-    }
-    if have > 0 {
-        stream.push(word as u8);
-    }
+    }))
 }

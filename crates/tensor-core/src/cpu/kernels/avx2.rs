@@ -204,11 +204,15 @@ impl<const VNNI: bool> Vector for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn dots<const BITS: u32, const N: usize, const T: usize>(w: &[I; N], x: *const u8) -> [I; T] {
         let mut dots = [[_mm256_setzero_si256(); 2]; T];
-        if BITS == 8 && !VNNI {
-            // What is done to a token's bytes first is worth sharing.
+        if VNNI || BITS == 8 {
+            // One instruction, or one that first takes a token's bytes apart: halves would do that twice.
             for (t, dot) in dots.iter_mut().enumerate() {
                 for (i, w) in w.iter().enumerate() {
-                    *dot = Self::dot_u8(*dot, *w, [splat4(x.add(t * UNIT + 4 * i)); 2]);
+                    *dot = Self::dot_u8(
+                        *dot,
+                        *w,
+                        Self::splat_i(x.add(t * UNIT + 4 * i).cast::<i32>().read_unaligned()),
+                    );
                 }
             }
             return dots;
@@ -220,7 +224,7 @@ impl<const VNNI: bool> Vector for Avx2<VNNI> {
                 *half_w = w[half];
             }
             for (t, dot) in dots.iter_mut().enumerate().take(if T > 2 { opaque(T) } else { T }) {
-                dot[half] = dots_of::<VNNI, BITS, N>(&halves, x.add(t * UNIT));
+                dot[half] = dots_of::<BITS, N>(&halves, x.add(t * UNIT));
             }
         }
         dots
@@ -283,30 +287,21 @@ fn opaque(mut n: usize) -> usize {
 /// [`Vector::dots`] of half the lanes and one token.
 #[inline(always)]
 #[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
-unsafe fn dots_of<const VNNI: bool, const BITS: u32, const N: usize>(
-    w: &[__m256i; N],
-    x: *const u8,
-) -> __m256i {
+unsafe fn dots_of<const BITS: u32, const N: usize>(w: &[__m256i; N], x: *const u8) -> __m256i {
+    // Sums of two products, at most `2 * 2^BITS * 127`, of which 16 bits hold a few.
+    let few = match BITS {
+        ..=4 => 8,
+        5 => 4,
+        6 => 2,
+        _ => 1,
+    };
     let mut dot = _mm256_setzero_si256();
-    if VNNI {
-        for (i, w) in w.iter().enumerate() {
-            dot = _mm256_dpbusd_avx_epi32(dot, *w, splat4(x.add(4 * i)));
+    for (j, w) in w.chunks(few).enumerate() {
+        let mut words = _mm256_maddubs_epi16(w[0], splat4(x.add(4 * few * j)));
+        for (i, w) in w.iter().enumerate().skip(1) {
+            words = _mm256_add_epi16(words, _mm256_maddubs_epi16(*w, splat4(x.add(4 * (few * j + i)))));
         }
-    } else {
-        // Sums of two products, at most `2 * 2^BITS * 127`, of which 16 bits hold a few.
-        let few = match BITS {
-            ..=4 => 8,
-            5 => 4,
-            6 => 2,
-            _ => 1,
-        };
-        for (j, w) in w.chunks(few).enumerate() {
-            let mut words = _mm256_maddubs_epi16(w[0], splat4(x.add(4 * few * j)));
-            for (i, w) in w.iter().enumerate().skip(1) {
-                words = _mm256_add_epi16(words, _mm256_maddubs_epi16(*w, splat4(x.add(4 * (few * j + i)))));
-            }
-            dot = _mm256_add_epi32(dot, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
-        }
+        dot = _mm256_add_epi32(dot, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
     }
     dot
 }

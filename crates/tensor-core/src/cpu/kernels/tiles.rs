@@ -185,6 +185,7 @@ impl<E: Elements> Kernel for Expand<'_, E> {
 /// Safe only as an entry of [`Kernels`](super::Kernels), which is handed out after detection.
 pub(super) fn emit<V: Vector>(emission: Emission<'_>) {
     let blocks = emission.out.len().div_ceil(LANES);
+    assert!(emission.step >= 2, "a pair of blocks has two tiles");
     assert!(
         blocks == 0 || (blocks - 1) / 2 * emission.step + (blocks - 1) % 2 < emission.sums.len(),
         "all blocks have sums"
