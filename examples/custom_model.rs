@@ -9,8 +9,8 @@ use rillm::generate::{Generator, LocalSession, Request};
 use rillm::kvcache::{CacheKind, SequenceCache};
 use rillm::models::{Config, Family, Registry};
 use rillm::nn::{
-    Attention, AttentionSpec, Bias, CausalLm, Embedding, Mlp, MlpKind, MlpSpec, Norm, RotaryEmbedding,
-    WeightSource, Weights,
+    Attention, AttentionSpec, Bias, CausalLm, Embedding, Mixer, Mlp, MlpKind, MlpSpec, Norm, Pass,
+    RotaryEmbedding, WeightSource, Weights,
 };
 use rillm::quant::RawTensor;
 use rillm::tensor::cpu::Cpu;
@@ -104,9 +104,11 @@ impl<B: Backend> CausalLm<B> for Parallel<B> {
     ) -> rillm::nn::Result<Option<B::Tensor>> {
         let mut x = self.embed.forward(be, ids)?;
         for (i, (norm, attention, mlp)) in self.layers.iter().enumerate() {
-            let a = attention.forward(be, norm.of(&x), i, batch, caches)?;
-            let m = mlp.forward(be, norm.of(&x))?;
-            x = be.add(be.add(x, &a)?, &m)?;
+            let pass = Pass { slot: i, batch, tail: None };
+            let a = attention.mix(be, norm.of(&x), &pass, caches)?;
+            let m = mlp.mix(be, norm.of(&x), &pass, caches)?;
+            x = attention.output(be, a, Some(x))?;
+            x = mlp.output(be, m, Some(x))?;
         }
         if logits_of.is_empty() {
             return Ok(None);

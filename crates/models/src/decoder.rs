@@ -1,74 +1,21 @@
-//! The decoder that most families share, driven by a list of per-layer descriptions. Names no family.
+//! The decoder that most families share, driven by a list of residual branches. Names no family.
 
 use rillm_kvcache::{CacheKind, SequenceCache};
-use rillm_nn::{
-    Attention, AttentionSpec, CausalLm, Embedding, Linear, Mlp, MlpSpec, Norm, NormKind, Result, Weights,
-};
-use rillm_tensor_core::{Backend, Batch, Ids};
+use rillm_nn::{CausalLm, Embedding, Linear, Mixer, Norm, Pass, Result, Tail, Weights};
+use rillm_tensor_core::{Backend, Batch, Ids, Input};
+use smallvec::SmallVec;
 
-/// A decoder, stated layer by layer.
-#[derive(Clone, Debug)]
-pub struct DecoderSpec {
-    /// Width of the model.
-    pub dim: usize,
-    /// Tokens.
-    pub vocab: usize,
-    /// Positions the model was made for; `None` if its rope stretches without limit.
-    pub context: Option<usize>,
-    /// Rows of a table of learned positions, added to the embedding.
-    pub learned_positions: Option<usize>,
-    /// Factor on the embedding.
-    pub embed_scale: Option<f32>,
-    /// Layers in order.
-    pub layers: Vec<LayerSpec>,
-    /// The norm before the head.
-    pub norm: NormKind,
-    /// Whether the embedding table is the head.
-    pub tied: bool,
-    /// Logits become `cap * tanh(logit / cap)`.
-    pub logit_softcap: Option<f32>,
-}
+use crate::{BranchSpec, DecoderSpec};
 
-/// One decoder layer.
-#[derive(Clone, Debug)]
-pub struct LayerSpec {
-    /// Attention.
-    pub attn: AttentionSpec,
-    /// Feed-forward layer.
-    pub mlp: MlpSpec,
-    /// Which norm.
-    pub norm: NormKind,
-    /// Where norms are.
-    pub norms: Norms,
-}
-
-impl LayerSpec {
-    /// What the layer keeps of a sequence.
-    fn cache(&self) -> CacheKind {
-        match self.attn.params.window {
-            Some(window) => CacheKind::Rotating { window },
-            None => CacheKind::Dense,
-        }
-    }
-}
-
-/// Where the norms of a layer are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Norms {
-    /// Before attention and before the feed-forward layer.
-    Pre,
-    /// Before and after each (gemma2).
-    PreAndPost,
-}
-
+/// One branch of a residual layer.
 #[derive(Debug)]
-struct Block<B: Backend> {
-    attn_norm: Norm<B>,
-    attn: Attention<B>,
-    attn_post_norm: Option<Norm<B>>,
-    mlp_norm: Norm<B>,
-    mlp: Mlp<B>,
-    mlp_post_norm: Option<Norm<B>>,
+struct Branch<B: Backend> {
+    norm: Option<Norm<B>>,
+    mixer: Box<dyn Mixer<B>>,
+    post_norm: Option<Norm<B>>,
+    factor: Option<f32>,
+    /// Its cache, if its mixer keeps something.
+    slot: Option<usize>,
 }
 
 /// A loaded decoder.
@@ -76,7 +23,8 @@ struct Block<B: Backend> {
 pub struct Decoder<B: Backend> {
     embed: Embedding<B>,
     positions: Option<Embedding<B>>,
-    blocks: Vec<Block<B>>,
+    /// The groups of all layers: where a layer ends makes no difference.
+    groups: Vec<Vec<Branch<B>>>,
     norm: Norm<B>,
     head: Option<Linear<B>>,
     spec: DecoderSpec,
@@ -91,20 +39,34 @@ impl<B: Backend> Decoder<B> {
         let (m, d) = (w.at("model"), spec.dim);
         // The largest first: while a matrix is packed it is in memory as stored, too.
         let embed = Embedding::load(&m.at("embed_tokens"), spec.vocab, d)?;
-        let head = if spec.tied { None } else { Some(w.linear("lm_head", spec.vocab, d)?) };
-        let blocks = spec.layers.iter().enumerate();
-        let blocks = blocks.map(|(i, l)| Block::load(&m.at("layers").at(i), d, l)).collect::<Result<_>>()?;
+        let head = match spec.head.tied {
+            true => None,
+            false => Some(Linear::load(w, &[("lm_head", spec.vocab)], d, spec.head.bias)?),
+        };
+        let mut slots = 0;
+        let mut groups = Vec::new();
+        for (i, layer) in spec.layers.iter().enumerate() {
+            let w = m.at("layers").at(i);
+            for group in &layer.0 {
+                let branches = group.iter().map(|b| Branch::load(&w, d, b, &mut slots));
+                groups.push(branches.collect::<Result<_>>()?);
+            }
+        }
         Ok(Self {
             embed,
             positions: match spec.learned_positions {
                 Some(n) => Some(Embedding::load(&m.at("embed_positions"), n, d)?),
                 None => None,
             },
-            blocks,
+            groups,
             norm: m.norm("norm", d, spec.norm)?,
             head,
             spec,
         })
+    }
+
+    fn branches(&self) -> impl Iterator<Item = &Branch<B>> {
+        self.groups.iter().flatten()
     }
 
     fn embed(&self, be: &B, ids: Ids<'_, B>, batch: &Batch) -> Result<B::Tensor> {
@@ -117,27 +79,62 @@ impl<B: Backend> Decoder<B> {
             None => Ok(x),
         }
     }
+
+    fn logits(&self, be: &B, x: &B::Tensor) -> Result<B::Tensor> {
+        let x = self.norm.of(x);
+        let mut logits = match &self.head {
+            Some(head) => head.forward(be, x, None)?,
+            None => self.embed.as_head(be, x)?,
+        };
+        if let Some(factor) = self.spec.head.scale {
+            logits = be.scale(logits, factor)?;
+        }
+        Ok(match self.spec.head.softcap {
+            Some(cap) => be.softcap(logits, cap)?,
+            None => logits,
+        })
+    }
 }
 
-impl<B: Backend> Block<B> {
-    fn load(w: &Weights<'_, B>, dim: usize, spec: &LayerSpec) -> Result<Self> {
-        let norm = |name| w.norm(name, dim, spec.norm);
-        let (attn_post_norm, mlp_norm, mlp_post_norm) = match spec.norms {
-            Norms::Pre => (None, norm("post_attention_layernorm")?, None),
-            Norms::PreAndPost => (
-                Some(norm("post_attention_layernorm")?),
-                norm("pre_feedforward_layernorm")?,
-                Some(norm("post_feedforward_layernorm")?),
-            ),
-        };
+impl<B: Backend> Branch<B> {
+    fn load(w: &Weights<'_, B>, dim: usize, spec: &BranchSpec, slots: &mut usize) -> Result<Self> {
+        let norm = |n: Option<crate::NormSpec>| n.map(|n| w.norm(n.name, dim, n.kind)).transpose();
+        let mixer = spec.mixer.load(&w.at(spec.name))?;
+        let slot = (mixer.cache() != CacheKind::None).then(|| {
+            *slots += 1;
+            *slots - 1
+        });
         Ok(Self {
-            attn_norm: norm("input_layernorm")?,
-            attn: Attention::load(&w.at("self_attn"), spec.attn.clone())?,
-            attn_post_norm,
-            mlp_norm,
-            mlp: Mlp::load(&w.at("mlp"), spec.mlp)?,
-            mlp_post_norm,
+            norm: norm(spec.norm)?,
+            mixer,
+            post_norm: norm(spec.post_norm)?,
+            factor: spec.factor,
+            slot,
         })
+    }
+
+    /// What the mixer reads of rows `x`.
+    fn input<'a>(&'a self, x: &'a B::Tensor) -> Input<'a, B> {
+        self.norm.as_ref().map_or(Input::Rows(x), |norm| norm.of(x))
+    }
+
+    fn pass<'a>(&self, batch: &'a Batch, tail: Option<&'a Tail>) -> Pass<'a> {
+        Pass { slot: self.slot.unwrap_or(usize::MAX), batch, tail }
+    }
+
+    /// `x` and what the branch makes of `h`, its mixer's rows.
+    fn add(&self, be: &B, h: B::Tensor, x: B::Tensor) -> Result<B::Tensor> {
+        if self.post_norm.is_none() && self.factor.is_none() {
+            return self.mixer.output(be, h, Some(x));
+        }
+        let mut y = self.mixer.output(be, h, None)?;
+        if let Some(norm) = &self.post_norm {
+            y = norm.forward(be, &y)?;
+        }
+        if let Some(factor) = self.factor {
+            y = be.scale(y, factor)?;
+        }
+        Ok(be.add(x, &y)?)
     }
 }
 
@@ -155,16 +152,16 @@ impl<B: Backend> CausalLm<B> for Decoder<B> {
     }
 
     fn caches(&self) -> Vec<CacheKind> {
-        self.spec.layers.iter().map(LayerSpec::cache).collect()
+        self.branches().map(|b| b.mixer.cache()).filter(|kind| *kind != CacheKind::None).collect()
     }
 
     fn rope_set(&self, len: usize) -> usize {
-        self.blocks.iter().filter_map(|b| b.attn.rope()).map(|r| r.set(len)).max().unwrap_or(0)
+        self.branches().filter_map(|b| b.mixer.rope()).map(|r| r.set(len)).max().unwrap_or(0)
     }
 
     fn weight_bytes(&self, be: &B) -> usize {
-        let blocks: usize = self.blocks.iter().map(|b| b.attn.bytes(be) + b.mlp.bytes(be)).sum();
-        blocks + self.head.as_ref().map_or_else(|| self.embed.bytes(be), |h| h.bytes(be))
+        let mixers: usize = self.branches().map(|b| b.mixer.bytes(be)).sum();
+        mixers + self.head.as_ref().map_or_else(|| self.embed.bytes(be), |h| h.bytes(be))
     }
 
     fn forward(
@@ -177,78 +174,38 @@ impl<B: Backend> CausalLm<B> for Decoder<B> {
     ) -> Result<Option<B::Tensor>> {
         let mut x = self.embed(be, ids, batch)?;
         let tail = Tail::of(batch, logits_of);
-        let (mut queries, mut wanted) = (batch, logits_of);
-        for (i, b) in self.blocks.iter().enumerate() {
-            let mut q = b.attn.cache(be, b.attn_norm.of(&x), i, batch, caches)?;
-            // When the last keys and values are cached, only rows that the head needs go on.
-            if i + 1 == self.blocks.len() {
-                if logits_of.is_empty() {
-                    break;
+        // After the last group with a state, only rows that the head needs go on.
+        let last = self.groups.iter().rposition(|g| g.iter().any(|b| b.slot.is_some())).unwrap_or(0);
+        let mut rows = batch;
+        for (i, group) in self.groups.iter().enumerate() {
+            if i == last && logits_of.is_empty() {
+                let stateful = group.iter().filter(|b| b.slot.is_some());
+                for b in stateful {
+                    b.mixer.absorb(be, b.input(&x), &b.pass(batch, None), caches)?;
                 }
-                if let Some(tail) = &tail {
-                    (q, x) = (be.take_rows(&q, &tail.rows)?, be.take_rows(&x, &tail.rows)?);
-                    (queries, wanted) = (&tail.batch, &tail.wanted);
-                }
+                return Ok(None);
             }
-            let y = b.attn.attend(be, q, i, queries, caches)?;
-            x = match &b.attn_post_norm {
-                None => b.attn.output(be, &y, Some(x))?,
-                Some(norm) => be.add(x, &norm.forward(be, &b.attn.output(be, &y, None)?)?)?,
-            };
-            let h = b.mlp.up(be, b.mlp_norm.of(&x))?;
-            x = match &b.mlp_post_norm {
-                None => b.mlp.down(be, h, Some(x))?,
-                Some(norm) => be.add(x, &norm.forward(be, &b.mlp.down(be, h, None)?)?)?,
-            };
+            let tail = tail.as_ref().filter(|_| i == last);
+            let kept = tail.map(|tail| be.take_rows(&x, &tail.rows)).transpose()?;
+            let mut mixed = SmallVec::<[_; 2]>::new();
+            for b in group {
+                let (x, tail) = match &kept {
+                    Some(kept) if b.slot.is_none() => (kept, None),
+                    _ => (&x, tail),
+                };
+                mixed.push(b.mixer.mix(be, b.input(x), &b.pass(rows, tail), caches)?);
+            }
+            if let (Some(kept), Some(tail)) = (kept, tail) {
+                (x, rows) = (kept, &tail.batch);
+            }
+            for (b, h) in group.iter().zip(mixed) {
+                x = b.add(be, h, x)?;
+            }
         }
-        if logits_of.is_empty() {
-            return Ok(None);
-        }
-        if wanted.len() < queries.rows() {
+        let wanted = tail.as_ref().map_or(logits_of, |tail| &tail.wanted);
+        if wanted.len() < rows.rows() {
             x = be.take_rows(&x, wanted)?;
         }
-        let x = self.norm.of(&x);
-        let logits = match &self.head {
-            Some(head) => head.forward(be, x, None)?,
-            None => self.embed.as_head(be, x)?,
-        };
-        Ok(Some(match self.spec.logit_softcap {
-            Some(cap) => be.softcap(logits, cap)?,
-            None => logits,
-        }))
-    }
-}
-
-/// What the last layer computes once its keys and values are cached: of each span the rows from the first on that
-/// the head needs.
-#[derive(Debug, Default)]
-struct Tail {
-    /// Rows of the whole batch.
-    rows: Vec<usize>,
-    /// These rows as a batch.
-    batch: Batch,
-    /// Where in it the rows are that the head needs.
-    wanted: Vec<usize>,
-}
-
-impl Tail {
-    /// `None` if nothing can be left out.
-    fn of(batch: &Batch, logits_of: &[usize]) -> Option<Self> {
-        if logits_of.len() >= batch.rows() {
-            return None;
-        }
-        let mut tail = Self::default();
-        tail.batch.reset(batch.rope_len());
-        for span in batch.spans() {
-            let needed = logits_of.iter().filter(|row| span.rows.contains(row));
-            if let Some(&first) = needed.min() {
-                let (start, t) = (span.start + first - span.rows.start, span.rows.end - first);
-                tail.batch.push(span.sequence, start, t);
-                tail.rows.extend(first..span.rows.end);
-            }
-        }
-        // A row that is not in the batch stays one that does not exist.
-        tail.wanted.extend(logits_of.iter().map(|row| tail.rows.binary_search(row).unwrap_or(*row)));
-        Some(tail)
+        self.logits(be, &x).map(Some)
     }
 }

@@ -14,9 +14,11 @@ mod families;
 pub mod gguf;
 mod names;
 mod registry;
+mod spec;
 
 pub use config::Config;
-pub use decoder::{Decoder, DecoderSpec, LayerSpec, Norms};
+pub use decoder::Decoder;
 pub use error::{Error, Result};
 pub use names::Layout;
 pub use registry::{DecoderFamily, Family, Registry, decoder_spec};
+pub use spec::{BranchSpec, DecoderSpec, HeadSpec, LayerSpec, MixerSpec, NormSpec, Norms};

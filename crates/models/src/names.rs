@@ -27,6 +27,6 @@ pub(crate) fn stacked(widths: &[usize], part: usize) -> (std::ops::Range<usize>,
 /// Parameters that files may hold and no decoder needs.
 pub(crate) fn ignored(spec: &DecoderSpec, name: &str) -> bool {
     name.ends_with("rotary_emb.inv_freq")
-        || (spec.tied && matches!(name, "lm_head.weight" | "lm_head.scales" | "lm_head.biases"))
+        || (spec.head.tied && matches!(name, "lm_head.weight" | "lm_head.scales" | "lm_head.biases"))
         || name.starts_with("rope_f") && name.ends_with(".weight")
 }

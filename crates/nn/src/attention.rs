@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use rillm_kvcache::SequenceCache;
+use rillm_kvcache::{CacheKind, SequenceCache};
 use rillm_tensor_core::{AttnParams, Backend, Batch, Input, Keys};
 use smallvec::SmallVec;
 
 use crate::linear::Bias;
-use crate::{Linear, Norm, NormKind, Result, RotaryEmbedding, Weights};
+use crate::{Linear, Mixer, Norm, NormKind, Pass, Result, RotaryEmbedding, Weights};
 
 /// Geometry of an [`Attention`] layer.
 #[derive(Clone, Debug)]
@@ -20,10 +20,46 @@ pub struct AttentionSpec {
     pub qkv_bias: Bias,
     /// Whether `o_proj` has a bias.
     pub o_bias: Bias,
-    /// Norm of each head of queries and keys (qwen3, gemma3).
-    pub qk_norm: Option<NormKind>,
+    /// Norm of queries and keys.
+    pub qk_norm: Option<QkNorm>,
     /// Position embedding; `None` for layers without.
     pub rope: Option<Arc<RotaryEmbedding>>,
+}
+
+/// Norm of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QkNorm {
+    /// Which norm.
+    pub kind: NormKind,
+    /// What is normalised at a time.
+    pub over: NormOver,
+    /// Before or after rope.
+    pub order: NormOrder,
+}
+
+impl QkNorm {
+    /// Of each head, before rope (qwen3, gemma3).
+    pub const fn heads(kind: NormKind) -> Self {
+        Self { kind, over: NormOver::Head, order: NormOrder::BeforeRope }
+    }
+}
+
+/// What a norm of queries or keys normalises at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormOver {
+    /// Each head, all with the same factors.
+    Head,
+    /// All heads together (olmo2).
+    Row,
+}
+
+/// Whether queries and keys are normalised before or after they are rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormOrder {
+    /// Norm, then rope.
+    BeforeRope,
+    /// Rope, then norm (hunyuan).
+    AfterRope,
 }
 
 /// Grouped-query self-attention (Ainslie et al. 2023).
@@ -31,7 +67,7 @@ pub struct AttentionSpec {
 pub struct Attention<B: Backend> {
     qkv: Linear<B>,
     o: Linear<B>,
-    qk_norm: Option<(Norm<B>, Norm<B>)>,
+    qk_norm: Option<(QkNorm, [Norm<B>; 2])>,
     spec: AttentionSpec,
 }
 
@@ -44,7 +80,13 @@ impl<B: Backend> Attention<B> {
         let p = &spec.params;
         let parts = [("q_proj", p.q_dim()), ("k_proj", p.kv_dim()), ("v_proj", p.kv_dim())];
         let qk_norm = match spec.qk_norm {
-            Some(kind) => Some((w.norm("q_norm", p.head_dim, kind)?, w.norm("k_norm", p.head_dim, kind)?)),
+            Some(norms) => {
+                let [q, k] = match norms.over {
+                    NormOver::Head => [p.head_dim; 2],
+                    NormOver::Row => [p.q_dim(), p.kv_dim()],
+                };
+                Some((norms, [w.norm("q_norm", q, norms.kind)?, w.norm("k_norm", k, norms.kind)?]))
+            }
             None => None,
         };
         Ok(Self {
@@ -55,93 +97,105 @@ impl<B: Backend> Attention<B> {
         })
     }
 
-    /// Attends from `x: [t, dim]`, each span of `batch` to its own sequence in `caches`, which grow by its rows.
-    /// Returns `[t, dim]`.
-    ///
-    /// # Errors
-    /// Those of the backend and of the caches. Caches may have grown then; the caller truncates them.
-    pub fn forward(
-        &self,
-        be: &B,
-        x: Input<'_, B>,
-        layer: usize,
-        batch: &Batch,
-        caches: &mut [SequenceCache<B>],
-    ) -> Result<B::Tensor> {
-        let q = self.cache(be, x, layer, batch, caches)?;
-        let y = self.attend(be, q, layer, batch, caches)?;
-        self.output(be, &y, None)
-    }
-
-    /// The first part of [`forward`](Self::forward): appends keys and values. Returns the queries, `[t, q_dim]`, as
+    /// Queries, keys and values of `x: [t, dim]`; the latter two are appended. Returns the queries, `[t, q_dim]`, as
     /// they were projected.
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward).
-    pub fn cache(
+    fn cache(
         &self,
         be: &B,
         x: Input<'_, B>,
-        layer: usize,
-        batch: &Batch,
+        pass: &Pass<'_>,
         caches: &mut [SequenceCache<B>],
     ) -> Result<B::Tensor> {
-        let p = &self.spec.params;
+        let (p, batch) = (&self.spec.params, pass.batch);
         let qkv = self.qkv.forward(be, x, None)?;
         let [q, mut k, v] = be.split_cols(qkv, [p.q_dim(), p.kv_dim(), p.kv_dim()])?;
-        if let Some((_, norm)) = &self.qk_norm {
+        let rope = self.spec.rope.as_ref().map(|rope| rope.at(batch.rope_len()));
+        let mut rope = rope.as_deref();
+        if let Some((norms, [_, norm])) = &self.qk_norm {
+            if norms.order == NormOrder::AfterRope
+                && let Some(rope) = rope.take()
+            {
+                k = be.rope(k, rope, batch)?;
+            }
             k = norm.forward(be, &k)?;
         }
-        let rope = self.spec.rope.as_ref().map(|rope| rope.at(batch.rope_len()));
-        let keys = Keys { x: &k, rope: rope.as_deref().map(|rope| (rope, batch)) };
+        let keys = Keys { x: &k, rope: rope.map(|rope| (rope, batch)) };
         for span in batch.spans() {
-            caches[span.sequence].layer(layer)?.append(be, keys, &v, span.rows.clone())?;
+            caches[span.sequence].layer(pass.slot)?.append(be, keys, &v, span.rows.clone())?;
         }
         Ok(q)
     }
 
-    /// The second part: norm and rope of the queries, and what they see. Rows of `batch` may be fewer than those
-    /// that were cached: the latest of some sequences. Returns `[t, q_dim]`.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn attend(
+    /// Norm and rope of the queries, and what they see. Rows of `batch` may be fewer than those that were cached: the
+    /// latest of some sequences. Returns `[t, q_dim]`.
+    fn attend(
         &self,
         be: &B,
         mut q: B::Tensor,
-        layer: usize,
+        slot: usize,
         batch: &Batch,
         caches: &[SequenceCache<B>],
     ) -> Result<B::Tensor> {
-        if let Some((norm, _)) = &self.qk_norm {
+        let order = self.qk_norm.as_ref().map(|(norms, [norm, _])| (norms.order, norm));
+        if let Some((NormOrder::BeforeRope, norm)) = order {
             q = norm.forward(be, &q)?;
         }
         if let Some(rope) = &self.spec.rope {
             q = be.rope(q, &rope.at(batch.rope_len()), batch)?;
         }
+        if let Some((NormOrder::AfterRope, norm)) = order {
+            q = norm.forward(be, &q)?;
+        }
         let views = batch
             .spans()
             .iter()
-            .map(|span| caches[span.sequence].view(layer, span.rows.clone()))
+            .map(|span| caches[span.sequence].view(slot, span.rows.clone()))
             .collect::<Result<SmallVec<[_; 4]>, _>>()?;
         Ok(be.attention(&q, &views, &self.spec.params)?)
     }
+}
 
-    /// The third part: `y: [t, q_dim]` -> `[t, dim]`, added to `residual`.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn output(&self, be: &B, y: &B::Tensor, residual: Option<B::Tensor>) -> Result<B::Tensor> {
-        self.o.forward(be, Input::Rows(y), residual)
+impl<B: Backend> Mixer<B> for Attention<B> {
+    fn cache(&self) -> CacheKind {
+        match self.spec.params.window {
+            Some(window) => CacheKind::Rotating { window },
+            None => CacheKind::Dense,
+        }
     }
 
-    /// Bytes of weights that one pass reads.
-    pub fn bytes(&self, be: &B) -> usize {
+    fn mix(
+        &self,
+        be: &B,
+        x: Input<'_, B>,
+        pass: &Pass<'_>,
+        caches: &mut [SequenceCache<B>],
+    ) -> Result<B::Tensor> {
+        let q = Self::cache(self, be, x, pass, caches)?;
+        match pass.tail {
+            Some(tail) => self.attend(be, be.take_rows(&q, &tail.rows)?, pass.slot, &tail.batch, caches),
+            None => self.attend(be, q, pass.slot, pass.batch, caches),
+        }
+    }
+
+    fn absorb(
+        &self,
+        be: &B,
+        x: Input<'_, B>,
+        pass: &Pass<'_>,
+        caches: &mut [SequenceCache<B>],
+    ) -> Result<()> {
+        Self::cache(self, be, x, pass, caches).map(drop)
+    }
+
+    fn output(&self, be: &B, h: B::Tensor, residual: Option<B::Tensor>) -> Result<B::Tensor> {
+        self.o.forward(be, Input::Rows(&h), residual)
+    }
+
+    fn bytes(&self, be: &B) -> usize {
         self.qkv.bytes(be) + self.o.bytes(be)
     }
 
-    /// The position embedding, if the layer has one.
-    pub fn rope(&self) -> Option<&RotaryEmbedding> {
+    fn rope(&self) -> Option<&RotaryEmbedding> {
         self.spec.rope.as_deref()
     }
 }

@@ -1,9 +1,10 @@
 //! Feed-forward layers: gated (SwiGLU and kin; Shazeer 2020) and plain.
 
+use rillm_kvcache::SequenceCache;
 use rillm_tensor_core::{Activation, Backend, Input};
 
 use crate::linear::Bias;
-use crate::{Linear, Result, Weights};
+use crate::{Linear, Mixer, Pass, Result, Weights};
 
 /// How a feed-forward layer is wired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,31 +55,14 @@ impl<B: Backend> Mlp<B> {
             spec,
         })
     }
+}
 
-    /// `x: [t, dim]` -> `[t, dim]`.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn forward(&self, be: &B, x: Input<'_, B>) -> Result<B::Tensor> {
-        let h = self.up(be, x)?;
-        self.down(be, h, None)
-    }
-
-    /// The first part of [`forward`](Self::forward): `x: [t, dim]` -> `[t, 2 * hidden]`, or `[t, hidden]` without a
-    /// gate.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn up(&self, be: &B, x: Input<'_, B>) -> Result<B::Tensor> {
+impl<B: Backend> Mixer<B> for Mlp<B> {
+    fn mix(&self, be: &B, x: Input<'_, B>, _: &Pass<'_>, _: &mut [SequenceCache<B>]) -> Result<B::Tensor> {
         self.up.forward(be, x, None)
     }
 
-    /// The second part: the nonlinearity of what [`up`](Self::up) gave, and `[t, hidden]` -> `[t, dim]`, added to
-    /// `residual`.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn down(&self, be: &B, h: B::Tensor, residual: Option<B::Tensor>) -> Result<B::Tensor> {
+    fn output(&self, be: &B, h: B::Tensor, residual: Option<B::Tensor>) -> Result<B::Tensor> {
         let act = self.spec.act;
         match self.spec.kind {
             MlpKind::Gated => self.down.forward(be, Input::Gated { act, gate_up: &h }, residual),
@@ -86,8 +70,7 @@ impl<B: Backend> Mlp<B> {
         }
     }
 
-    /// Bytes of weights that one pass reads.
-    pub fn bytes(&self, be: &B) -> usize {
+    fn bytes(&self, be: &B) -> usize {
         self.up.bytes(be) + self.down.bytes(be)
     }
 }

@@ -3,7 +3,7 @@
 use rillm_nn::NormKind;
 use rillm_tensor_core::Activation;
 
-use super::llama::{DEFAULTS, Defaults, bias, follow, map_norms};
+use super::llama::{DEFAULTS, Defaults, bias, follow};
 use crate::{Config, DecoderFamily, DecoderSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["gemma"], spec);
@@ -21,13 +21,11 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
 pub(super) fn family(c: &Config<'_>, act: Activation) -> Result<DecoderSpec> {
     let defaults = Defaults { tied: true, context: 8192, head_dim: Some(256), ..DEFAULTS };
     let mut spec = follow(c, &defaults)?;
-    map_norms(&mut spec, plus_one);
+    spec.map_norms(plus_one);
     spec.embed_scale = Some((spec.dim as f32).sqrt());
     let attn_bias = bias(c, "attention_bias")?;
-    for layer in &mut spec.layers {
-        layer.mlp.act = act;
-        (layer.attn.qkv_bias, layer.attn.o_bias) = (attn_bias, attn_bias);
-    }
+    spec.mlps().for_each(|mlp| mlp.act = act);
+    spec.attentions().for_each(|attn| (attn.qkv_bias, attn.o_bias) = (attn_bias, attn_bias));
     Ok(spec)
 }
 

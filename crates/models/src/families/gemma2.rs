@@ -12,8 +12,8 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     caps_and_scale(c, &mut spec, [Some(50.0), Some(30.0)])?;
     let window = c.count_or("sliding_window", 4096)?;
     let sliding = c.sliding_layers(spec.layers.len(), |i| i % 2 == 0)?;
-    for (layer, sliding) in spec.layers.iter_mut().zip(sliding) {
-        layer.attn.params.window = sliding.then_some(window);
+    for (attn, sliding) in spec.attentions().zip(sliding) {
+        attn.params.window = sliding.then_some(window);
     }
     Ok(spec)
 }
@@ -26,12 +26,11 @@ pub(super) fn caps_and_scale(c: &Config<'_>, spec: &mut DecoderSpec, caps: [Opti
         false => Ok(default),
     };
     let attn_cap = cap("attn_logit_softcapping", caps[0])?.map(|x| x as f32);
-    spec.logit_softcap = cap("final_logit_softcapping", caps[1])?.map(|x| x as f32);
+    spec.head.softcap = cap("final_logit_softcapping", caps[1])?.map(|x| x as f32);
     let scale = c.positive_or("query_pre_attn_scalar", 256.0)?.powf(-0.5) as f32;
-    for layer in &mut spec.layers {
-        layer.norms = Norms::PreAndPost;
-        layer.attn.params.scale = scale;
-        layer.attn.params.softcap = attn_cap;
+    spec.arrange(Norms::PreAndPost);
+    for attn in spec.attentions() {
+        (attn.params.scale, attn.params.softcap) = (scale, attn_cap);
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rillm_nn::{RopeScaling, RopeSpec, RotaryEmbedding};
+use rillm_nn::{QkNorm, RopeScaling, RopeSpec, RotaryEmbedding};
 use rillm_tensor_core::Activation;
 
 use super::gemma::family;
@@ -18,18 +18,19 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let mut spec = family(c, c.activation("hidden_activation", Activation::GeluTanh)?)?;
     caps_and_scale(c, &mut spec, [None, None])?;
     spec.context = Some(c.count_or("max_position_embeddings", 131_072)?);
-    let head_dim = spec.layers.first().map_or(0, |l| l.attn.params.head_dim);
+    let head_dim = spec.attentions().next().map_or(0, |attn| attn.params.head_dim);
     let global = Arc::new(RotaryEmbedding::new(c.rope(head_dim, 1_000_000.0, Some("full_attention"))?));
     let local = Arc::new(RotaryEmbedding::new(local_rope(c, head_dim)?));
     let window = c.count_or("sliding_window", 4096)?;
     let pattern = c.count_or("sliding_window_pattern", c.count_or("_sliding_window_pattern", 6)?)?;
     let sliding = c.sliding_layers(spec.layers.len(), |i| (i + 1) % pattern != 0)?;
-    for (layer, sliding) in spec.layers.iter_mut().zip(sliding) {
-        layer.attn.params.window = sliding.then_some(window);
-        layer.attn.rope = Some(if sliding { local.clone() } else { global.clone() });
-        layer.attn.qk_norm = Some(layer.norm);
+    let qk_norm = QkNorm::heads(spec.norm);
+    for (attn, sliding) in spec.attentions().zip(sliding) {
+        attn.params.window = sliding.then_some(window);
+        attn.rope = Some(if sliding { local.clone() } else { global.clone() });
+        attn.qk_norm = Some(qk_norm);
         // The key is in the configuration's class, but no implementation caps gemma3's scores.
-        layer.attn.params.softcap = None;
+        attn.params.softcap = None;
     }
     Ok(spec)
 }

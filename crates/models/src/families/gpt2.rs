@@ -5,7 +5,7 @@ use rillm_tensor_core::{Activation, AttnParams};
 
 use super::llama::layer_count;
 use crate::names::{self, layer_of, stacked};
-use crate::{Config, DecoderFamily, DecoderSpec, LayerSpec, Layout, Norms, Result};
+use crate::{Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, Layout, MixerSpec, Norms, Result};
 
 pub(super) const FAMILY: DecoderFamily =
     DecoderFamily { layout, ignored, ..DecoderFamily::new(&["gpt2"], spec) };
@@ -30,25 +30,17 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         act: c.activation("activation_function", Activation::GeluTanh)?,
         bias: Bias::Added,
     };
-    let layer = |i: usize| LayerSpec {
-        attn: AttentionSpec {
+    let layer = |i: usize| {
+        let scale = if by_layer { scaled / (i + 1) as f32 } else { scaled };
+        let attn = AttentionSpec {
             dim,
-            params: AttnParams {
-                heads,
-                kv_heads: heads,
-                head_dim,
-                scale: if by_layer { scaled / (i + 1) as f32 } else { scaled },
-                window: None,
-                softcap: None,
-            },
+            params: AttnParams { heads, kv_heads: heads, head_dim, scale, window: None, softcap: None },
             qkv_bias: Bias::Added,
             o_bias: Bias::Added,
             qk_norm: None,
             rope: None,
-        },
-        mlp,
-        norm,
-        norms: Norms::Pre,
+        };
+        LayerSpec::new(MixerSpec::Attention(attn), MixerSpec::Mlp(mlp), Norms::Pre, norm)
     };
     Ok(DecoderSpec {
         dim,
@@ -58,8 +50,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         embed_scale: None,
         layers: (0..layer_count(c, "n_layer")?).map(layer).collect(),
         norm,
-        tied: c.flag("tie_word_embeddings", true)?,
-        logit_softcap: None,
+        head: HeadSpec::plain(c.flag("tie_word_embeddings", true)?),
     })
 }
 
@@ -69,7 +60,7 @@ fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
     let there = |prefix: &str| matches!(source.get(&format!("{prefix}wte.weight")), Ok(Some(_)));
     let prefix = ["model.", "transformer."].into_iter().find(|p| there(p)).unwrap_or("");
     let (dim, transposed) = (spec.dim, prefix != "model.");
-    let hidden = spec.layers.first().map_or(0, |l| l.mlp.hidden);
+    let hidden = spec.layers.first().map_or(0, |l| l.mlp().map_or(0, |mlp| mlp.hidden));
     Box::new(move |name| {
         let top = match name {
             "model.embed_tokens.weight" => "wte.weight",

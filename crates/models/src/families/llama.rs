@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use rillm_nn::{AttentionSpec, Bias, MlpKind, MlpSpec, NormKind, RopeScaling, RotaryEmbedding};
+use rillm_nn::{AttentionSpec, Bias, MlpKind, MlpSpec, RopeScaling, RotaryEmbedding};
 use rillm_tensor_core::{Activation, AttnParams};
 
-use crate::{Config, DecoderFamily, DecoderSpec, LayerSpec, Norms, Result};
+use crate::{Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, MixerSpec, Norms, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["llama"], spec);
 
@@ -25,9 +25,8 @@ pub(super) const DEFAULTS: Defaults =
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let mut spec = follow(c, &DEFAULTS)?;
     let (attn, mlp) = (bias(c, "attention_bias")?, bias(c, "mlp_bias")?);
-    for layer in &mut spec.layers {
-        (layer.attn.qkv_bias, layer.attn.o_bias, layer.mlp.bias) = (attn, attn, mlp);
-    }
+    spec.attentions().for_each(|a| (a.qkv_bias, a.o_bias) = (attn, attn));
+    spec.mlps().for_each(|m| m.bias = mlp);
     Ok(spec)
 }
 
@@ -54,32 +53,23 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
         RopeScaling::Dynamic { .. } => None,
         _ => Some(c.count_or("max_position_embeddings", defaults.context)?),
     };
-    let layer = LayerSpec {
-        attn: AttentionSpec {
-            dim,
-            params: AttnParams {
-                heads,
-                kv_heads,
-                head_dim,
-                scale: (head_dim as f32).powf(-0.5),
-                window: None,
-                softcap: None,
-            },
-            qkv_bias: Bias::None,
-            o_bias: Bias::None,
-            qk_norm: None,
-            rope: Some(Arc::new(RotaryEmbedding::new(rope))),
-        },
-        mlp: MlpSpec {
-            kind: MlpKind::Gated,
-            dim,
-            hidden: c.count("intermediate_size")?,
-            act: c.activation("hidden_act", Activation::Silu)?,
-            bias: Bias::None,
-        },
-        norm,
-        norms: Norms::Pre,
+    let scale = (head_dim as f32).powf(-0.5);
+    let attn = AttentionSpec {
+        dim,
+        params: AttnParams { heads, kv_heads, head_dim, scale, window: None, softcap: None },
+        qkv_bias: Bias::None,
+        o_bias: Bias::None,
+        qk_norm: None,
+        rope: Some(Arc::new(RotaryEmbedding::new(rope))),
     };
+    let mlp = MlpSpec {
+        kind: MlpKind::Gated,
+        dim,
+        hidden: c.count("intermediate_size")?,
+        act: c.activation("hidden_act", Activation::Silu)?,
+        bias: Bias::None,
+    };
+    let layer = LayerSpec::new(MixerSpec::Attention(attn), MixerSpec::Mlp(mlp), Norms::Pre, norm);
     Ok(DecoderSpec {
         dim,
         vocab: c.count("vocab_size")?,
@@ -88,8 +78,7 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
         embed_scale: None,
         layers: vec![layer; layer_count(c, "num_hidden_layers")?],
         norm,
-        tied: c.flag("tie_word_embeddings", defaults.tied)?,
-        logit_softcap: None,
+        head: HeadSpec::plain(c.flag("tie_word_embeddings", defaults.tied)?),
     })
 }
 
@@ -101,13 +90,5 @@ pub(super) fn layer_count(c: &Config<'_>, key: &str) -> Result<usize> {
     match c.count(key)? {
         n if n <= MAX_LAYERS => Ok(n),
         _ => Err(c.unsupported(key, &format!("at most {MAX_LAYERS}"))),
-    }
-}
-
-/// Gives every layer of `spec` the norm that `of` makes of its own.
-pub(super) fn map_norms(spec: &mut DecoderSpec, of: fn(NormKind) -> NormKind) {
-    spec.norm = of(spec.norm);
-    for layer in &mut spec.layers {
-        layer.norm = of(layer.norm);
     }
 }

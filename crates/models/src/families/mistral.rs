@@ -9,8 +9,6 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let mut spec = follow(c, &Defaults { context: 131_072, ..DEFAULTS })?;
     // transformers' default where the key is missing; null means no window.
     let window = if c.has("sliding_window") { c.opt_count("sliding_window")? } else { Some(4096) };
-    for layer in &mut spec.layers {
-        layer.attn.params.window = window;
-    }
+    spec.attentions().for_each(|attn| attn.params.window = window);
     Ok(spec)
 }

@@ -11,9 +11,7 @@ pub(super) const FAMILY: DecoderFamily = DecoderFamily { layout, ..DecoderFamily
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let mut spec = follow(c, &Defaults { eps: 1e-5, context: 4096, ..DEFAULTS })?;
     let window = c.opt_count("sliding_window")?;
-    for layer in &mut spec.layers {
-        layer.attn.params.window = window;
-    }
+    spec.attentions().for_each(|attn| attn.params.window = window);
     Ok(spec)
 }
 
@@ -22,8 +20,11 @@ fn layout(spec: &DecoderSpec, _: &dyn WeightSource) -> Layout {
         .layers
         .iter()
         .map(|l| {
-            let p = &l.attn.params;
-            ([p.q_dim(), p.kv_dim(), p.kv_dim()], [l.mlp.hidden; 2])
+            let qkv = l.attention().map_or([0; 3], |a| {
+                let p = &a.params;
+                [p.q_dim(), p.kv_dim(), p.kv_dim()]
+            });
+            (qkv, [l.mlp().map_or(0, |mlp| mlp.hidden); 2])
         })
         .collect();
     Box::new(move |name| {

@@ -9,9 +9,7 @@ pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["qwen2"], spec);
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let mut spec = follow(c, &Defaults { context: 32_768, ..DEFAULTS })?;
-    for layer in &mut spec.layers {
-        layer.attn.qkv_bias = Bias::Added;
-    }
+    spec.attentions().for_each(|attn| attn.qkv_bias = Bias::Added);
     upper_windows(c, &mut spec)?;
     Ok(spec)
 }
@@ -24,8 +22,8 @@ pub(super) fn upper_windows(c: &Config<'_>, spec: &mut DecoderSpec) -> Result<()
     };
     let first = c.get("max_window_layers").and_then(|v| v.as_u64()).unwrap_or(28) as usize;
     let sliding = c.sliding_layers(spec.layers.len(), |i| window.is_some() && i >= first)?;
-    for (layer, sliding) in spec.layers.iter_mut().zip(sliding) {
-        layer.attn.params.window = window.filter(|_| sliding);
+    for (attn, sliding) in spec.attentions().zip(sliding) {
+        attn.params.window = window.filter(|_| sliding);
     }
     Ok(())
 }

@@ -1,0 +1,197 @@
+//! A decoder stated layer by layer: the vocabulary that families describe their models in. Loads and computes nothing.
+
+use rillm_nn::{Attention, AttentionSpec, Bias, Mixer, Mlp, MlpSpec, NormKind, Result, Weights};
+use rillm_tensor_core::Backend;
+
+/// A decoder: an embedding, layers in order, a norm and a head.
+#[derive(Clone, Debug)]
+pub struct DecoderSpec {
+    /// Width of the model.
+    pub dim: usize,
+    /// Tokens.
+    pub vocab: usize,
+    /// Positions the model was made for; `None` if its rope stretches without limit.
+    pub context: Option<usize>,
+    /// Rows of a table of learned positions, added to the embedding.
+    pub learned_positions: Option<usize>,
+    /// Factor on the embedding.
+    pub embed_scale: Option<f32>,
+    /// Layers in order.
+    pub layers: Vec<LayerSpec>,
+    /// The norm before the head.
+    pub norm: NormKind,
+    /// What makes logits.
+    pub head: HeadSpec,
+}
+
+/// From the last rows to logits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeadSpec {
+    /// Whether the embedding table is the head.
+    pub tied: bool,
+    /// Whether the head, if it is not tied, has a bias.
+    pub bias: Bias,
+    /// Factor on the logits.
+    pub scale: Option<f32>,
+    /// Logits become `cap * tanh(logit / cap)`, after the factor.
+    pub softcap: Option<f32>,
+}
+
+impl HeadSpec {
+    /// A matrix and no more.
+    pub const fn plain(tied: bool) -> Self {
+        Self { tied, bias: Bias::None, scale: None, softcap: None }
+    }
+}
+
+/// One decoder layer: groups of branches, one group after the other. The branches of a group read the same rows `x`, and
+/// what they give is added to them: `x += Σ branch(x)`.
+#[derive(Clone, Debug)]
+pub struct LayerSpec(pub Vec<Vec<BranchSpec>>);
+
+/// `factor * post_norm(mixer(norm(x)))`.
+#[derive(Clone, Debug)]
+pub struct BranchSpec {
+    /// Under which name the mixer's parameters are in a layer.
+    pub name: &'static str,
+    /// What is computed.
+    pub mixer: MixerSpec,
+    /// The norm before.
+    pub norm: Option<NormSpec>,
+    /// The norm after.
+    pub post_norm: Option<NormSpec>,
+    /// Factor on what is added.
+    pub factor: Option<f32>,
+}
+
+/// A norm of a layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormSpec {
+    /// Under which name its parameters are in the layer.
+    pub name: &'static str,
+    /// Which norm.
+    pub kind: NormKind,
+}
+
+/// What a branch computes.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum MixerSpec {
+    /// Grouped-query self-attention.
+    Attention(AttentionSpec),
+    /// A dense feed-forward layer.
+    Mlp(MlpSpec),
+}
+
+impl MixerSpec {
+    pub(crate) fn load<B: Backend>(&self, w: &Weights<'_, B>) -> Result<Box<dyn Mixer<B>>> {
+        Ok(match self {
+            Self::Attention(spec) => Box::new(Attention::load(w, spec.clone())?),
+            Self::Mlp(spec) => Box::new(Mlp::load(w, *spec)?),
+        })
+    }
+}
+
+/// Where the norms of a layer of attention and feed-forward layer are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norms {
+    /// Before attention and before the feed-forward layer (llama).
+    Pre,
+    /// Before and after each (gemma2).
+    PreAndPost,
+    /// After each (olmo2).
+    Post,
+    /// Both read the same norm and run side by side (cohere, phi).
+    Parallel,
+    /// Both run side by side, each with a norm of its own (gpt_neox).
+    ParallelTwo,
+}
+
+impl LayerSpec {
+    /// A layer of `attn` and `mlp` with norms of `kind`, under the names that Llama's, Gemma's and Olmo's have.
+    pub fn new(attn: MixerSpec, mlp: MixerSpec, norms: Norms, kind: NormKind) -> Self {
+        let norm = |name| Some(NormSpec { name, kind });
+        let (before, after) = (norm("input_layernorm"), norm("post_attention_layernorm"));
+        let post = norm("post_feedforward_layernorm");
+        let [attn_norms, mlp_norms] = match norms {
+            Norms::Pre | Norms::ParallelTwo => [(before, None), (after, None)],
+            Norms::PreAndPost => [(before, after), (norm("pre_feedforward_layernorm"), post)],
+            Norms::Post => [(None, after), (None, post)],
+            Norms::Parallel => [(before, None); 2],
+        };
+        let branch =
+            |name, mixer, (norm, post_norm)| BranchSpec { name, mixer, norm, post_norm, factor: None };
+        let branches = [branch("self_attn", attn, attn_norms), branch("mlp", mlp, mlp_norms)];
+        Self(match norms {
+            Norms::Parallel | Norms::ParallelTwo => vec![branches.into()],
+            _ => branches.into_iter().map(|b| vec![b]).collect(),
+        })
+    }
+
+    /// All branches, in order.
+    pub fn branches(&self) -> impl Iterator<Item = &BranchSpec> {
+        self.0.iter().flatten()
+    }
+
+    /// All branches, in order.
+    pub fn branches_mut(&mut self) -> impl Iterator<Item = &mut BranchSpec> {
+        self.0.iter_mut().flatten()
+    }
+
+    /// Its attention, if it has one.
+    pub fn attention(&self) -> Option<&AttentionSpec> {
+        self.branches().find_map(|b| match &b.mixer {
+            MixerSpec::Attention(spec) => Some(spec),
+            _ => None,
+        })
+    }
+
+    /// Its dense feed-forward layer, if it has one.
+    pub fn mlp(&self) -> Option<&MlpSpec> {
+        self.branches().find_map(|b| match &b.mixer {
+            MixerSpec::Mlp(spec) => Some(spec),
+            _ => None,
+        })
+    }
+}
+
+impl DecoderSpec {
+    /// The attention of each layer that has one, in order.
+    pub fn attentions(&mut self) -> impl Iterator<Item = &mut AttentionSpec> {
+        self.branches().filter_map(|b| match &mut b.mixer {
+            MixerSpec::Attention(spec) => Some(spec),
+            _ => None,
+        })
+    }
+
+    /// The dense feed-forward layers, in order.
+    pub fn mlps(&mut self) -> impl Iterator<Item = &mut MlpSpec> {
+        self.branches().filter_map(|b| match &mut b.mixer {
+            MixerSpec::Mlp(spec) => Some(spec),
+            _ => None,
+        })
+    }
+
+    /// The branches of all layers, in order.
+    pub fn branches(&mut self) -> impl Iterator<Item = &mut BranchSpec> {
+        self.layers.iter_mut().flat_map(LayerSpec::branches_mut)
+    }
+
+    /// Gives layers of attention and feed-forward layer another arrangement of norms.
+    pub fn arrange(&mut self, norms: Norms) {
+        for layer in &mut self.layers {
+            let mixers: Vec<MixerSpec> = layer.branches().map(|b| b.mixer.clone()).collect();
+            if let Ok([attn, mlp]) = <[MixerSpec; 2]>::try_from(mixers) {
+                *layer = LayerSpec::new(attn, mlp, norms, self.norm);
+            }
+        }
+    }
+
+    /// Gives every norm but those inside mixers the kind that `of` makes of its own.
+    pub fn map_norms(&mut self, of: impl Fn(NormKind) -> NormKind) {
+        self.norm = of(self.norm);
+        for norm in self.branches().flat_map(|b| [&mut b.norm, &mut b.post_norm]).flatten() {
+            norm.kind = of(norm.kind);
+        }
+    }
+}
