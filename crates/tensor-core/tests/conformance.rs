@@ -268,8 +268,14 @@ fn arguments(random: &mut Random, n: usize) -> Vec<f32> {
     x
 }
 
-const ACTIVATIONS: [Activation; 5] =
-    [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Relu2];
+const ACTIVATIONS: [Activation; 6] = [
+    Activation::Identity,
+    Activation::Silu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::Relu,
+    Activation::Relu2,
+];
 
 fn elementwise<B: Backend>(be: &B, random: &mut Random, tol: Tolerance) {
     for (t, d) in [(1, 64), (3, 101), (40, 512)] {
