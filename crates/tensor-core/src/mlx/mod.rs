@@ -254,6 +254,14 @@ fn activated(act: Activation, x: &Array) -> mlx_rs::error::Result<Array> {
         }
         Activation::Relu => ops::maximum(x, number(0.0)?),
         Activation::Relu2 => ops::maximum(x, number(0.0)?)?.square(),
+        Activation::Sigmoid => ops::sigmoid(x),
+        Activation::Clip { limit } => ops::maximum(ops::minimum(x, number(limit)?)?, number(-limit)?),
+        Activation::XIelu { positive, negative, slope } => {
+            let (p, n) = (ops::maximum(x, number(0.0)?)?, ops::minimum(x, number(0.0)?)?);
+            let above = p.square()?.multiply(number(positive)?)?;
+            let below = ops::expm1(&n)?.subtract(&n)?.multiply(number(negative)?)?;
+            above.add(below)?.add(x.multiply(number(slope)?)?)
+        }
     }
 }
 
@@ -360,10 +368,16 @@ impl Backend for Mlx {
     ) -> Result<MlxTensor> {
         let ([t, d], w) = (x.shape(), w.vector("layer_norm")?);
         let bias = bias.map(|b| b.vector("layer_norm bias")).transpose()?;
-        if d != w.size() || bias.is_some_and(|b| b.size() != d) {
-            return Err(shape("layer_norm", [t, d], [t, w.size()]));
+        let n = w.size();
+        if n == 0 || !d.is_multiple_of(n) || bias.is_some_and(|b| b.size() != n) {
+            return Err(shape("layer_norm", [t, d], [t, n]));
         }
-        tensor(fast::layer_norm(&x.array, Some(w), bias, eps))
+        if n == d {
+            return tensor(fast::layer_norm(&x.array, Some(w), bias, eps));
+        }
+        let heads = x.array.reshape(&[dim(t)?, dim(d / n)?, dim(n)?]).map_err(exception)?;
+        let y = fast::layer_norm(heads, Some(w), bias, eps);
+        tensor(y.and_then(|y| y.reshape(&[t as i32, d as i32])))
     }
 
     fn rope(&self, x: MlxTensor, rope: &Rope, batch: &Batch) -> Result<MlxTensor> {
@@ -422,6 +436,23 @@ impl Backend for Mlx {
     fn scale(&self, x: MlxTensor, factor: f32) -> Result<MlxTensor> {
         let factor = Array::from_f32(factor).as_dtype(x.array.dtype());
         tensor(factor.and_then(|f| x.array.multiply(f)))
+    }
+
+    fn scale_rows(&self, x: MlxTensor, factors: &[f32]) -> Result<MlxTensor> {
+        let [t, d] = x.shape();
+        if factors.len() != t {
+            return Err(shape("scale_rows", [factors.len(), d], [t, d]));
+        }
+        let factors = Array::from_slice(factors, &[dim(t)?, 1]).as_dtype(x.array.dtype());
+        tensor(factors.and_then(|f| x.array.multiply(f)))
+    }
+
+    fn scale_cols(&self, x: MlxTensor, factors: &MlxWeight) -> Result<MlxTensor> {
+        let ([t, d], factors) = (x.shape(), factors.vector("scale_cols")?);
+        if factors.size() != d {
+            return Err(shape("scale_cols", [t, factors.size()], [t, d]));
+        }
+        tensor(factors.as_dtype(x.array.dtype()).and_then(|f| x.array.multiply(f)))
     }
 
     fn softcap(&self, x: MlxTensor, cap: f32) -> Result<MlxTensor> {
