@@ -112,9 +112,9 @@ fn choose(device: MlxDevice) -> Result<On> {
         return Err(error("this build of MLX has no graphics card".to_owned()));
     }
     if device == MlxDevice::Cpu || !has_card {
-        Device::set_default(&Device::cpu());
+        raw::set_device(&Device::cpu());
         return Ok(On::Cpu);
     }
-    Device::set_default(&Device::gpu());
+    raw::set_device(&Device::gpu());
     Ok(if raw::has_cuda() { On::Cuda } else { On::Metal })
 }
