@@ -1,6 +1,6 @@
 //! How a MLX backend is started: which device, how exact, how much memory. Not what it computes.
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
 use mlx_rs::{Device, Dtype, memory};
@@ -101,6 +101,8 @@ impl MlxBuilder {
             kernels: Kernels::default(),
             evals: AtomicUsize::new(0),
             submits: AtomicUsize::new(0),
+            submitting: AtomicU64::new(0),
+            waiting: AtomicU64::new(0),
         })))
     }
 }

@@ -18,8 +18,9 @@ mod weight;
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use mlx_rs::{Array, Dtype, fast, memory, ops, transforms};
 use rillm_quant::{FloatType, Format, RawTensor};
@@ -56,15 +57,30 @@ struct Inner {
     kernels: Kernels,
     evals: AtomicUsize,
     submits: AtomicUsize,
+    /// Nanoseconds, as those of [`MlxCounts`].
+    submitting: AtomicU64,
+    waiting: AtomicU64,
 }
 
-/// How often a backend asked MLX to compute.
+/// Adds what `f` takes to `nanoseconds`.
+fn timed<T>(nanoseconds: &AtomicU64, f: impl FnOnce() -> T) -> T {
+    let started = Instant::now();
+    let answer = f();
+    nanoseconds.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    answer
+}
+
+/// How often a backend asked MLX to compute, and what the host did meanwhile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MlxCounts {
     /// Calls that waited: `eval`.
     pub evals: usize,
     /// Calls that did not: `async_eval`.
     pub submits: usize,
+    /// Time in the latter.
+    pub submitting: Duration,
+    /// Time in the former, and until ids could be read.
+    pub waiting: Duration,
 }
 
 /// Memory that MLX holds, in bytes. The process has one MLX: this counts all of its backends.
@@ -120,6 +136,8 @@ impl Mlx {
         MlxCounts {
             evals: self.0.evals.load(Ordering::Relaxed),
             submits: self.0.submits.load(Ordering::Relaxed),
+            submitting: Duration::from_nanos(self.0.submitting.load(Ordering::Relaxed)),
+            waiting: Duration::from_nanos(self.0.waiting.load(Ordering::Relaxed)),
         }
     }
 
@@ -157,7 +175,7 @@ impl Mlx {
 
     fn eval(&self, arrays: &[&Array]) -> Result<()> {
         self.0.evals.fetch_add(1, Ordering::Relaxed);
-        transforms::eval(arrays.iter().copied()).map_err(exception)
+        timed(&self.0.waiting, || transforms::eval(arrays.iter().copied())).map_err(exception)
     }
 
     /// `x` by stacked matrices, side by side.
@@ -516,7 +534,8 @@ impl Backend for Mlx {
 
     fn read_ids(&self, ids: &MlxTensor, out: &mut Vec<u32>) -> Result<()> {
         let ids = ids.array(self)?;
-        let values = ids.try_as_slice::<u32>().map_err(|e| error(e.to_string()))?;
+        let values = timed(&self.0.waiting, || ids.try_as_slice::<u32>());
+        let values = values.map_err(|e| error(e.to_string()))?;
         out.extend_from_slice(values);
         Ok(())
     }
@@ -524,7 +543,7 @@ impl Backend for Mlx {
     fn submit(&self, xs: &[&MlxTensor]) -> Result<()> {
         let arrays = xs.iter().map(|x| x.last(self)).collect::<Result<SmallVec<[_; 4]>>>()?;
         self.0.submits.fetch_add(1, Ordering::Relaxed);
-        transforms::async_eval(&arrays).map_err(exception)
+        timed(&self.0.submitting, || transforms::async_eval(&arrays)).map_err(exception)
     }
 
     fn evaluate(&self, xs: &[&MlxTensor]) -> Result<()> {
