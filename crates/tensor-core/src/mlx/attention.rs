@@ -5,7 +5,7 @@ use mlx_rs::fast::{ScaledDotProductAttentionMask as Mask, scaled_dot_product_att
 use mlx_rs::{Array, Dtype, ops};
 
 use super::raw::slice;
-use super::{MlxTensor, dim, exception};
+use super::{Mlx, MlxTensor, dim, exception};
 use crate::{AttnParams, AttnSpan, KvLayout, Result};
 
 /// What hides slots from queries.
@@ -19,7 +19,12 @@ enum Hidden {
 }
 
 /// `q: [t, heads * head_dim]`, rows of one span, over that span's keys. Operands have been checked.
-pub(super) fn attention(q: &Array, span: &AttnSpan<'_, MlxTensor>, p: &AttnParams) -> Result<Array> {
+pub(super) fn attention(
+    be: &Mlx,
+    q: &Array,
+    span: &AttnSpan<'_, MlxTensor>,
+    p: &AttnParams,
+) -> Result<Array> {
     let KvLayout { len, keep, ring } = span.layout;
     let (t, slots) = (span.rows.len(), len.min(keep.saturating_add(ring)));
     let head = dim(p.head_dim)?;
@@ -30,7 +35,7 @@ pub(super) fn attention(q: &Array, span: &AttnSpan<'_, MlxTensor>, p: &AttnParam
     };
     let stored = |x: &MlxTensor| -> Result<Array> {
         let [_, cols] = x.shape();
-        heads(&slice(&x.array, [0, 0], [dim(slots)?, dim(cols)?])?, slots, p.kv_heads)
+        heads(&slice(&*x.rows(slots, be)?, [0, 0], [dim(slots)?, dim(cols)?])?, slots, p.kv_heads)
     };
     // One row needs no transposing, only another shape.
     let q = if t == 1 {
