@@ -2,7 +2,7 @@
 
 use rillm_kvcache::{CacheKind, SequenceCache};
 use rillm_nn::{CausalLm, Embedding, Linear, Mixer, Norm, Pass, Result, Tail, Weights};
-use rillm_tensor_core::{Backend, Batch, Ids, Input};
+use rillm_tensor_core::{Backend, Batch, Ids, Input, Recurrent};
 use smallvec::SmallVec;
 
 use crate::{BranchSpec, DecoderSpec};
@@ -30,7 +30,7 @@ pub struct Decoder<B: Backend> {
     spec: DecoderSpec,
 }
 
-impl<B: Backend> Decoder<B> {
+impl<B: Recurrent> Decoder<B> {
     /// Loads the parameters that `spec` calls for, under the names that Llama's checkpoints have.
     ///
     /// # Errors
@@ -96,7 +96,7 @@ impl<B: Backend> Decoder<B> {
     }
 }
 
-impl<B: Backend> Branch<B> {
+impl<B: Recurrent> Branch<B> {
     fn load(w: &Weights<'_, B>, dim: usize, spec: &BranchSpec, slots: &mut usize) -> Result<Self> {
         let norm = |n: Option<crate::NormSpec>| n.map(|n| w.norm(n.name, dim, n.kind)).transpose();
         let mixer = spec.mixer.load(&w.at(spec.name))?;
@@ -138,7 +138,7 @@ impl<B: Backend> Branch<B> {
     }
 }
 
-impl<B: Backend> CausalLm<B> for Decoder<B> {
+impl<B: Recurrent> CausalLm<B> for Decoder<B> {
     fn vocab(&self) -> usize {
         self.spec.vocab
     }

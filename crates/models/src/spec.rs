@@ -1,7 +1,10 @@
 //! A decoder stated layer by layer: the vocabulary that families describe their models in. Loads and computes nothing.
 
-use rillm_nn::{Attention, AttentionSpec, Bias, Mixer, Mlp, MlpSpec, NormKind, Result, Weights};
-use rillm_tensor_core::Backend;
+use rillm_nn::{
+    Attention, AttentionSpec, Bias, GatedConv, GatedConvSpec, GatedDelta, GatedDeltaSpec, Mamba, Mamba2,
+    Mamba2Spec, MambaSpec, Mixer, Mlp, MlpSpec, NormKind, Result, Weights,
+};
+use rillm_tensor_core::Recurrent;
 
 /// A decoder: an embedding, layers in order, a norm and a head.
 #[derive(Clone, Debug)]
@@ -64,6 +67,14 @@ pub struct BranchSpec {
     pub factor: Option<f32>,
 }
 
+impl BranchSpec {
+    /// `mixer(norm(x))`.
+    pub fn new(name: &'static str, mixer: MixerSpec, norm: &'static str, kind: NormKind) -> Self {
+        let norm = Some(NormSpec { name: norm, kind });
+        Self { name, mixer, norm, post_norm: None, factor: None }
+    }
+}
+
 /// A norm of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NormSpec {
@@ -81,13 +92,25 @@ pub enum MixerSpec {
     Attention(AttentionSpec),
     /// A dense feed-forward layer.
     Mlp(MlpSpec),
+    /// A gated short convolution.
+    GatedConv(GatedConvSpec),
+    /// A selective state space.
+    Mamba(MambaSpec),
+    /// A state space with one decay for each head.
+    Mamba2(Mamba2Spec),
+    /// The gated delta rule.
+    GatedDelta(GatedDeltaSpec),
 }
 
 impl MixerSpec {
-    pub(crate) fn load<B: Backend>(&self, w: &Weights<'_, B>) -> Result<Box<dyn Mixer<B>>> {
+    pub(crate) fn load<B: Recurrent>(&self, w: &Weights<'_, B>) -> Result<Box<dyn Mixer<B>>> {
         Ok(match self {
             Self::Attention(spec) => Box::new(Attention::load(w, spec.clone())?),
             Self::Mlp(spec) => Box::new(Mlp::load(w, *spec)?),
+            Self::GatedConv(spec) => Box::new(GatedConv::load(w, *spec)?),
+            Self::Mamba(spec) => Box::new(Mamba::load(w, *spec)?),
+            Self::Mamba2(spec) => Box::new(Mamba2::load(w, spec.clone())?),
+            Self::GatedDelta(spec) => Box::new(GatedDelta::load(w, *spec)?),
         })
     }
 }

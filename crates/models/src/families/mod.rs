@@ -17,7 +17,10 @@ mod granite;
 mod helium;
 mod hunyuan_v1_dense;
 mod internlm3;
+mod lfm2;
 mod llama;
+mod mamba;
+mod mamba2;
 mod ministral3;
 mod mistral;
 mod nemotron;
@@ -54,7 +57,10 @@ pub(crate) const ALL: &[DecoderFamily] = &[
     helium::FAMILY,
     hunyuan_v1_dense::FAMILY,
     internlm3::FAMILY,
+    lfm2::FAMILY,
     llama::FAMILY,
+    mamba::FAMILY,
+    mamba2::FAMILY,
     ministral3::FAMILY,
     mistral::FAMILY,
     nemotron::FAMILY,
