@@ -20,14 +20,32 @@ pub struct AttentionSpec {
     pub qkv_bias: Bias,
     /// Whether `o_proj` has a bias.
     pub o_bias: Bias,
+    /// Where keys and values come from.
+    pub kv: KeyValues,
     /// Norm of queries and keys.
     pub qk_norm: Option<QkNorm>,
+    /// Norm of each head of values.
+    pub v_norm: Option<NormKind>,
+    /// What a gate on the result goes through: of `g_proj`, as wide as the result (qwen3_next).
+    pub gate: Option<Activation>,
     /// Queries, keys and values are cut off at this magnitude before anything else (olmo).
     pub clip: Option<f32>,
     /// Factor on the queries that grows with the position.
     pub temperature: Option<Temperature>,
     /// Position embedding; `None` for layers without.
     pub rope: Option<Arc<RotaryEmbedding>>,
+}
+
+/// Where an attention layer's keys and values come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeyValues {
+    /// Projections of its own.
+    #[default]
+    Projected,
+    /// One projection for both (gemma4).
+    Same,
+    /// Another layer's cache.
+    Shared,
 }
 
 /// `1 + beta * ln(1 + floor((position + offset) / step))`: a factor on queries (Llama 4, Ministral 3).
@@ -135,51 +153,83 @@ pub enum NormOrder {
 pub struct Attention<B: Backend> {
     qkv: Linear<B>,
     o: Linear<B>,
-    qk_norm: Option<(NormOrder, [HeadNorm<B>; 2])>,
+    q_norm: Option<(NormOrder, HeadNorm<B>)>,
+    k_norm: Option<(NormOrder, HeadNorm<B>)>,
+    v_norm: Option<Norm<B>>,
     spec: AttentionSpec,
 }
 
 impl<B: Backend> Attention<B> {
-    /// Loads `q_proj`, `k_proj`, `v_proj`, `o_proj` and, if asked for, `q_norm` and `k_norm`.
+    /// Loads `q_proj`, `k_proj`, `v_proj`, `o_proj` and, if asked for, `g_proj`, `q_norm` and `k_norm`.
     ///
     /// # Errors
     /// Missing or misshapen parameters, or the backend's refusal.
     pub fn load(w: &Weights<'_, B>, spec: AttentionSpec) -> Result<Self> {
         let p = &spec.params;
         let parts = [("q_proj", p.q_dim()), ("k_proj", p.kv_dim()), ("v_proj", p.kv_dim())];
-        let qk_norm = match spec.qk_norm {
-            Some(norms) => {
-                let norm = |name, heads| HeadNorm::load(&w.at(name), norms, heads, p.head_dim);
-                Some((norms.order, [norm("q_norm", p.heads)?, norm("k_norm", p.kv_heads)?]))
-            }
-            None => None,
+        let parts = match spec.kv {
+            KeyValues::Projected => &parts[..],
+            KeyValues::Same => &parts[..2],
+            KeyValues::Shared => &parts[..1],
         };
+        let mut parts = parts.to_vec();
+        parts.extend(spec.gate.map(|_| ("g_proj", p.q_dim())));
+        let norm = |name, heads| {
+            let load = |norms: QkNorm| {
+                HeadNorm::load(&w.at(name), norms, heads, p.head_dim).map(|norm| (norms.order, norm))
+            };
+            spec.qk_norm.map(load).transpose()
+        };
+        let own = spec.kv != KeyValues::Shared;
         Ok(Self {
             qkv: Linear::load(w, &parts, spec.dim, spec.qkv_bias)?,
             o: Linear::load(w, &[("o_proj", spec.dim)], p.q_dim(), spec.o_bias)?,
-            qk_norm,
+            q_norm: norm("q_norm", p.heads)?,
+            k_norm: if own { norm("k_norm", p.kv_heads)? } else { None },
+            v_norm: match spec.v_norm.filter(|_| own) {
+                Some(kind) => Some(w.norm("v_norm", p.head_dim, kind)?),
+                None => None,
+            },
             spec,
         })
     }
 
     /// Queries, keys and values of `x: [t, dim]`; the latter two are appended. Returns the queries, `[t, q_dim]`, as
-    /// they were projected.
+    /// they were projected, and the gate.
     fn cache(
         &self,
         be: &B,
         x: Input<'_, B>,
-        pass: &Pass<'_>,
+        pass: &Pass<'_, B>,
         caches: &mut [SequenceCache<B>],
-    ) -> Result<B::Tensor> {
+    ) -> Result<(B::Tensor, Option<B::Tensor>)> {
         let (p, batch) = (&self.spec.params, pass.batch);
-        let mut qkv = self.qkv.forward(be, x, None)?;
+        let (mut qkv, mut gate) = (self.qkv.forward(be, x, None)?, None);
+        if self.spec.gate.is_some() {
+            let width = be.shape(&qkv)[1];
+            let [rest, g] = be.split_cols(qkv, [width - p.q_dim(), p.q_dim()])?;
+            (qkv, gate) = (rest, Some(g));
+        }
         if let Some(limit) = self.spec.clip {
             qkv = be.activate(Activation::Clip { limit }, qkv)?;
         }
-        let [q, mut k, v] = be.split_cols(qkv, [p.q_dim(), p.kv_dim(), p.kv_dim()])?;
+        let (q, mut k, mut v) = match self.spec.kv {
+            KeyValues::Projected => {
+                let [q, k, v] = be.split_cols(qkv, [p.q_dim(), p.kv_dim(), p.kv_dim()])?;
+                (q, k, v)
+            }
+            KeyValues::Same => {
+                let [q, k] = be.split_cols(qkv, [p.q_dim(), p.kv_dim()])?;
+                (q, k.clone(), k)
+            }
+            KeyValues::Shared => return Ok((qkv, gate)),
+        };
         let rope = self.spec.rope.as_ref().map(|rope| rope.at(batch.rope_len()));
         let mut rope = rope.as_deref();
-        if let Some((order, [_, norm])) = &self.qk_norm {
+        if let Some(norm) = &self.v_norm {
+            v = norm.forward(be, &v)?;
+        }
+        if let Some((order, norm)) = &self.k_norm {
             if *order == NormOrder::AfterRope
                 && let Some(rope) = rope.take()
             {
@@ -191,7 +241,7 @@ impl<B: Backend> Attention<B> {
         for span in batch.spans() {
             caches[span.sequence].layer(pass.slot)?.append(be, keys, &v, span.rows.clone())?;
         }
-        Ok(q)
+        Ok((q, gate))
     }
 
     /// Norm and rope of the queries, and what they see. Rows of `batch` may be fewer than those that were cached: the
@@ -204,7 +254,7 @@ impl<B: Backend> Attention<B> {
         batch: &Batch,
         caches: &[SequenceCache<B>],
     ) -> Result<B::Tensor> {
-        let order = self.qk_norm.as_ref().map(|(order, [norm, _])| (*order, norm));
+        let order = self.q_norm.as_ref().map(|(order, norm)| (*order, norm));
         if let Some((NormOrder::BeforeRope, norm)) = order {
             q = norm.forward(be, &q)?;
         }
@@ -229,9 +279,10 @@ impl<B: Backend> Attention<B> {
 
 impl<B: Backend> Mixer<B> for Attention<B> {
     fn cache(&self) -> CacheKind {
-        match self.spec.params.window {
-            Some(window) => CacheKind::Rotating { window },
-            None => CacheKind::Dense,
+        match (self.spec.kv, self.spec.params.window) {
+            (KeyValues::Shared, _) => CacheKind::None,
+            (_, Some(window)) => CacheKind::Rotating { window },
+            (_, None) => CacheKind::Dense,
         }
     }
 
@@ -239,13 +290,20 @@ impl<B: Backend> Mixer<B> for Attention<B> {
         &self,
         be: &B,
         x: Input<'_, B>,
-        pass: &Pass<'_>,
+        pass: &Pass<'_, B>,
         caches: &mut [SequenceCache<B>],
     ) -> Result<B::Tensor> {
-        let q = Self::cache(self, be, x, pass, caches)?;
-        match pass.tail {
-            Some(tail) => self.attend(be, be.take_rows(&q, &tail.rows)?, pass.slot, &tail.batch, caches),
-            None => self.attend(be, q, pass.slot, pass.batch, caches),
+        let (mut q, mut gate) = Self::cache(self, be, x, pass, caches)?;
+        let mut batch = pass.batch;
+        if let Some(tail) = pass.tail {
+            q = be.take_rows(&q, &tail.rows)?;
+            gate = gate.map(|g| be.take_rows(&g, &tail.rows)).transpose()?;
+            batch = &tail.batch;
+        }
+        let y = self.attend(be, q, pass.slot, batch, caches)?;
+        match (self.spec.gate, gate) {
+            (Some(act), Some(gate)) => Ok(be.gate(act, gate, &y)?),
+            _ => Ok(y),
         }
     }
 
@@ -253,7 +311,7 @@ impl<B: Backend> Mixer<B> for Attention<B> {
         &self,
         be: &B,
         x: Input<'_, B>,
-        pass: &Pass<'_>,
+        pass: &Pass<'_, B>,
         caches: &mut [SequenceCache<B>],
     ) -> Result<()> {
         Self::cache(self, be, x, pass, caches).map(drop)

@@ -86,7 +86,7 @@ impl<B: Recurrent> Mixer<B> for GatedDelta<B> {
         &self,
         be: &B,
         x: Input<'_, B>,
-        pass: &Pass<'_>,
+        pass: &Pass<'_, B>,
         caches: &mut [SequenceCache<B>],
     ) -> Result<B::Tensor> {
         let GatedDeltaSpec { heads, key_heads, key_dim, value_dim, .. } = self.spec;

@@ -107,7 +107,7 @@ impl<B: Recurrent> Mixer<B> for Mamba<B> {
         &self,
         be: &B,
         x: Input<'_, B>,
-        pass: &Pass<'_>,
+        pass: &Pass<'_, B>,
         caches: &mut [SequenceCache<B>],
     ) -> Result<B::Tensor> {
         let MambaSpec { inner, state, dt_rank, .. } = self.spec;

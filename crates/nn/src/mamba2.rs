@@ -22,8 +22,10 @@ pub struct Mamba2Spec {
     pub groups: usize,
     /// Rows that the convolution sees, the row itself included.
     pub taps: usize,
-    /// Whether `in_proj` and `out_proj` have biases.
-    pub bias: Bias,
+    /// Whether `in_proj` has a bias.
+    pub in_bias: Bias,
+    /// Whether `out_proj` has one.
+    pub out_bias: Bias,
     /// Whether the convolution has one.
     pub conv_bias: Bias,
     /// The least and the greatest step.
@@ -123,14 +125,14 @@ impl<B: Recurrent> Mamba2<B> {
         };
         let conv = [x + b + c, spec.taps];
         Ok(Self {
-            in_proj: Linear::load(w, &[("in_proj", widths.iter().sum())], spec.dim, spec.bias)?,
+            in_proj: Linear::load(w, &[("in_proj", widths.iter().sum())], spec.dim, spec.in_bias)?,
             factors,
             conv: Conv::load(&w.at("conv1d"), conv, spec.conv_bias, Some(Activation::Silu))?,
             dt_bias: vector(w, "dt_bias", heads, |x| x)?,
             a: vector(w, "A_log", heads, decay)?,
             d: vector(w, "D", heads, |x| x)?,
             norm: spec.norm.map(|norm| Parts::load(&w.at("norm"), inner, norm)).transpose()?,
-            out_proj: Linear::load(w, &[("out_proj", spec.dim)], inner, spec.bias)?,
+            out_proj: Linear::load(w, &[("out_proj", spec.dim)], inner, spec.out_bias)?,
             spec,
         })
     }
@@ -151,7 +153,7 @@ impl<B: Recurrent> Mixer<B> for Mamba2<B> {
         &self,
         be: &B,
         x: Input<'_, B>,
-        pass: &Pass<'_>,
+        pass: &Pass<'_, B>,
         caches: &mut [SequenceCache<B>],
     ) -> Result<B::Tensor> {
         let [gate, x_dim, wide, _, heads] = self.spec.widths();

@@ -86,7 +86,7 @@ impl<B: Recurrent> Conv<B> {
 
 /// The spans of a pass, each with tensor `index` of its sequence's state.
 pub(crate) fn spans<'a, B: Backend>(
-    pass: &Pass<'_>,
+    pass: &Pass<'_, B>,
     caches: &'a [SequenceCache<B>],
     index: usize,
 ) -> Result<SmallVec<[StateSpan<'a, B::Tensor>; 4]>> {
@@ -99,7 +99,7 @@ pub(crate) fn spans<'a, B: Backend>(
 
 /// Keeps the states of all spans after a pass: `states[i]` are tensors `i`.
 pub(crate) fn keep<B: Backend, const N: usize>(
-    pass: &Pass<'_>,
+    pass: &Pass<'_, B>,
     caches: &mut [SequenceCache<B>],
     states: [States<B::Tensor>; N],
 ) -> Result<()> {
@@ -115,7 +115,7 @@ pub(crate) fn keep<B: Backend, const N: usize>(
 /// The rows of each of `xs` that the pass needs.
 pub(crate) fn needed<B: Backend, const N: usize>(
     be: &B,
-    pass: &Pass<'_>,
+    pass: &Pass<'_, B>,
     mut xs: [B::Tensor; N],
 ) -> Result<[B::Tensor; N]> {
     if let Some(tail) = pass.tail {

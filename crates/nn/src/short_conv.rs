@@ -52,7 +52,7 @@ impl<B: Recurrent> Mixer<B> for GatedConv<B> {
         &self,
         be: &B,
         x: Input<'_, B>,
-        pass: &Pass<'_>,
+        pass: &Pass<'_, B>,
         caches: &mut [SequenceCache<B>],
     ) -> Result<B::Tensor> {
         let [b, c, x] = be.split_cols(self.in_proj.forward(be, x, None)?, [self.spec.dim; 3])?;

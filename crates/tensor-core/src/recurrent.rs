@@ -13,7 +13,7 @@ use crate::{Activation, Backend, Result};
 
 pub(crate) use gates::{Gates, RuleRow};
 pub(crate) use host::rg_lru_gates;
-pub(crate) use shapes::AttentionDims;
+pub(crate) use shapes::{AttentionDims, head_dims};
 
 /// Rows of one sequence, and the state that it is in before them.
 #[derive(Debug)]
@@ -182,6 +182,15 @@ pub trait Recurrent: Backend {
         spans: &[StateSpan<'_, Self::Tensor>],
     ) -> Result<(Self::Tensor, States<Self::Tensor>)> {
         host::linear_attention(self, p, spans)
+    }
+
+    /// Each head of `x: [t, heads * n]` by a matrix of its own and a bias, `[t, heads * m]`. `w: [heads * n, m]` has the
+    /// matrices one below the other; `bias: [1, heads * m]`.
+    ///
+    /// # Errors
+    /// Shapes that don't fit, or those of the backend.
+    fn head_linear(&self, x: &Self::Tensor, w: &Self::Tensor, bias: &Self::Tensor) -> Result<Self::Tensor> {
+        host::head_linear(self, x, w, bias)
     }
 
     /// [`RgLru`] of `x: [t, c]`. A state is `[1, c]`.

@@ -412,7 +412,27 @@ fn suite<B: Recurrent>(be: &B) {
         let operands = [t, t, t, 1].map(|rows| random.values(rows * c, 2.0));
         check(be, random, &Lru { c, operands }, "rg_lru");
     }
+    heads_by_matrices(be, random);
     wrong_shapes(be);
+}
+
+fn heads_by_matrices<B: Recurrent>(be: &B, random: &mut Random) {
+    for (t, heads, n, m) in [(1, 1, 1, 1), (5, 3, 7, 5), (40, 2, 64, 70)] {
+        let [x, w, bias] = [t * heads * n, heads * n * m, heads * m].map(|n| random.values(n, 1.0));
+        let wanted = wide(&x, heads * n).iter().map(|x| {
+            let of = |j: usize| -> f64 {
+                let h = j / m * n;
+                let sum: f64 = (0..n).map(|i| x[h + i] * f64::from(w[(h + i) * m + j % m])).sum();
+                sum + f64::from(bias[j])
+            };
+            (0..heads * m).map(of).collect()
+        });
+        let wanted: Matrix = wanted.collect();
+        let [x, w, bias] =
+            [(&x, heads * n), (&w, m), (&bias, heads * m)].map(|(x, cols)| upload(be, x, cols));
+        near(&read(be, &be.head_linear(&x, &w, &bias).unwrap()), &wanted, "head_linear");
+        assert!(be.head_linear(&x, &w, &x).is_err() || n * heads == 1);
+    }
 }
 
 fn wrong_shapes<B: Recurrent>(be: &B) {

@@ -1,6 +1,6 @@
 //! GPT-2: LayerNorm, learned positions, biases everywhere, plain feed-forward layers, Conv1D weights.
 
-use rillm_nn::{AttentionSpec, Bias, MlpKind, MlpSpec, NormKind, Origin, WeightSource};
+use rillm_nn::{AttentionSpec, Bias, KeyValues, MlpKind, MlpSpec, NormKind, Origin, WeightSource};
 use rillm_tensor_core::{Activation, AttnParams};
 
 use super::llama::layer_count;
@@ -29,6 +29,7 @@ pub(super) fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         hidden: c.count_or("n_inner", 4 * dim)?,
         act: c.activation("activation_function", Activation::GeluTanh)?,
         bias: Bias::Added,
+        gate_factor: None,
     };
     let layer = |i: usize| {
         let scale = if by_layer { scaled / (i + 1) as f32 } else { scaled };
@@ -37,7 +38,10 @@ pub(super) fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
             params: AttnParams { heads, kv_heads: heads, head_dim, scale, window: None, softcap: None },
             qkv_bias: Bias::Added,
             o_bias: Bias::Added,
+            kv: KeyValues::Projected,
             qk_norm: None,
+            v_norm: None,
+            gate: None,
             clip: None,
             temperature: None,
             rope: None,
@@ -50,6 +54,7 @@ pub(super) fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         context: Some(positions),
         learned_positions: Some(positions),
         embed_scale: None,
+        per_layer: None,
         layers: (0..layer_count(c, "n_layer")?).map(layer).collect(),
         norm,
         head: HeadSpec::plain(c.flag("tie_word_embeddings", true)?),

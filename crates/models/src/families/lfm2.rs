@@ -17,6 +17,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         hidden: hidden(c)?,
         act: Activation::Silu,
         bias: rillm_nn::Bias::None,
+        gate_factor: None,
     };
     decoder(c, dim, |_| Ok(MixerSpec::Mlp(mlp)))
 }
@@ -44,9 +45,9 @@ pub(super) fn decoder(
             "conv" => ("conv", MixerSpec::GatedConv(conv)),
             _ => ("self_attn", MixerSpec::Attention(attn.clone())),
         };
-        let first = BranchSpec::new(name, mixer, "operator_norm", norm);
-        let second = BranchSpec::new("feed_forward", mlp(i)?, "ffn_norm", norm);
-        Ok(LayerSpec(vec![vec![first], vec![second]]))
+        let first = BranchSpec::normed(name, mixer, "operator_norm", norm);
+        let second = BranchSpec::normed("feed_forward", mlp(i)?, "ffn_norm", norm);
+        Ok(LayerSpec(vec![vec![first].into(), vec![second].into()]))
     };
     Ok(DecoderSpec {
         dim,
@@ -54,6 +55,7 @@ pub(super) fn decoder(
         context,
         learned_positions: None,
         embed_scale: None,
+        per_layer: None,
         layers: kinds.into_iter().enumerate().map(layer).collect::<Result<_>>()?,
         norm,
         head: HeadSpec::plain(c.flag("tie_embedding", c.flag("tie_word_embeddings", true)?)?),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rillm_nn::{AttentionSpec, Bias, MlpKind, MlpSpec, RopeScaling, RotaryEmbedding};
+use rillm_nn::{AttentionSpec, Bias, KeyValues, MlpKind, MlpSpec, RopeScaling, RotaryEmbedding};
 use rillm_tensor_core::{Activation, AttnParams, Pairing};
 
 use crate::{Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, MixerSpec, Norms, Result};
@@ -64,6 +64,7 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
         hidden: c.count("intermediate_size")?,
         act: c.activation("hidden_act", Activation::Silu)?,
         bias: Bias::None,
+        gate_factor: None,
     };
     let layer = LayerSpec::new(MixerSpec::Attention(attn), MixerSpec::Mlp(mlp), Norms::Pre, norm);
     Ok(DecoderSpec {
@@ -72,6 +73,7 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
         context,
         learned_positions: None,
         embed_scale: None,
+        per_layer: None,
         layers: vec![layer; layer_count(c, "num_hidden_layers")?],
         norm,
         head: HeadSpec::plain(c.flag("tie_word_embeddings", defaults.tied)?),
@@ -105,7 +107,10 @@ pub(super) fn attention(
         params: AttnParams { heads, kv_heads, head_dim, scale, window: None, softcap: None },
         qkv_bias: Bias::None,
         o_bias: Bias::None,
+        kv: KeyValues::Projected,
         qk_norm: None,
+        v_norm: None,
+        gate: None,
         clip: None,
         temperature: None,
         rope: Some(Arc::new(RotaryEmbedding::new(rope))),

@@ -25,20 +25,23 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         state: c.count_or("state_size", 128)?,
         groups,
         taps: c.count_or("conv_kernel", 4)?,
-        bias: bias(c, "use_bias")?,
+        in_bias: bias(c, "use_bias")?,
+        out_bias: bias(c, "use_bias")?,
         conv_bias: bias_or(c, "use_conv_bias", true)?,
         dt_limits: dt_limits(c)?,
         norm: Some(GatedNorm { eps, groups, order: GateOrder::GateFirst }),
         factors: None,
     };
     let norm = NormKind::Rms { eps };
-    let layer = LayerSpec(vec![vec![BranchSpec::new("mixer", MixerSpec::Mamba2(mamba), "norm", norm)]]);
+    let layer =
+        LayerSpec(vec![vec![BranchSpec::normed("mixer", MixerSpec::Mamba2(mamba), "norm", norm)].into()]);
     Ok(DecoderSpec {
         dim,
         vocab: c.count_or("vocab_size", 32_768)?,
         context: None,
         learned_positions: None,
         embed_scale: None,
+        per_layer: None,
         layers: vec![layer; layer_count_or(c, "num_hidden_layers", 64)?],
         norm,
         head: HeadSpec::plain(c.flag("tie_word_embeddings", false)?),

@@ -10,7 +10,7 @@ use super::kernels::recurrent::{COLUMNS, ChannelScan, Erase, HeadScan};
 use super::kernels::vector::LANES;
 use super::rows::Rows;
 use super::{Cpu, CpuTensor, rows};
-use crate::recurrent::{AttentionDims, Gates, RuleRow, rg_lru_gates};
+use crate::recurrent::{AttentionDims, Gates, RuleRow, head_dims, rg_lru_gates};
 use crate::{
     Backend, Error, LinearAttention, Recurrent, Result, RgLru, Rule, SelectiveScan, ShortConv, StateSpan,
     States,
@@ -344,6 +344,20 @@ impl Recurrent for Cpu {
             // SAFETY: as above, in the rows of this head.
             unsafe { place.after.write(head * n, columns, state, padded) };
         })
+    }
+
+    fn head_linear(&self, x: &CpuTensor, w: &CpuTensor, bias: &CpuTensor) -> Result<CpuTensor> {
+        let [t, heads, n, m] = head_dims(self, x, w, bias)?;
+        let op = "head_linear";
+        let (x, w, bias) = (rows(op, x)?, rows(op, w)?, rows(op, bias)?.row(0));
+        let (mut y, combine) = (self.alloc(t, heads * m)?, self.0.kernels.recurrent.combine);
+        self.each_row(&mut y, |i, y| {
+            for (h, y) in y.chunks_exact_mut(m).enumerate() {
+                let factors = &x.row(i)[h * n..][..n];
+                combine(factors, part(w, h * n..(h + 1) * n), &bias[h * m..][..m], y);
+            }
+        });
+        Ok(y)
     }
 
     fn rg_lru(&self, x: &CpuTensor, p: &RgLru<'_, CpuTensor>, spans: &[StateSpan<'_, CpuTensor>]) -> Done {

@@ -1,7 +1,9 @@
 //! What the operations of [`Recurrent`](super::Recurrent) mean: operands read to the host, one token after the other.
 
 use super::gates::{sigmoid, softplus};
-use super::{Gates, LinearAttention, RgLru, Rule, RuleRow, SelectiveScan, ShortConv, StateSpan, States};
+use super::{
+    Gates, LinearAttention, RgLru, Rule, RuleRow, SelectiveScan, ShortConv, StateSpan, States, head_dims,
+};
 use crate::{Backend, Result};
 
 /// A matrix in host memory.
@@ -226,6 +228,25 @@ pub(super) fn linear_attention<B: Backend>(
         states.push(state.upload(be)?);
     }
     Ok((y.upload(be)?, states))
+}
+
+pub(super) fn head_linear<B: Backend>(
+    be: &B,
+    x: &B::Tensor,
+    w: &B::Tensor,
+    bias: &B::Tensor,
+) -> Result<B::Tensor> {
+    let [t, heads, n, m] = head_dims(be, x, w, bias)?;
+    let [x, w, bias] = read_all(be, [x, w, bias])?;
+    let mut y = Matrix::zeros(t, heads * m);
+    for row in 0..t {
+        for (j, y) in y.row_mut(row).iter_mut().enumerate() {
+            let h = j / m;
+            *y = (0..n)
+                .fold(bias.values[j], |sum, i| x.row(row)[h * n + i].mul_add(w.row(h * n + i)[j % m], sum));
+        }
+    }
+    y.upload(be)
 }
 
 pub(super) fn rg_lru<B: Backend>(

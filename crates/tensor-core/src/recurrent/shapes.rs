@@ -69,6 +69,22 @@ impl<T> SelectiveScan<'_, T> {
     }
 }
 
+/// `[rows of x, heads, n, m]` of [`Recurrent::head_linear`](super::Recurrent::head_linear).
+pub(crate) fn head_dims<B: Backend>(
+    be: &B,
+    x: &B::Tensor,
+    w: &B::Tensor,
+    bias: &B::Tensor,
+) -> Result<[usize; 4]> {
+    let (op, [t, inp], [rows, m], [_, out]) = ("head_linear", be.shape(x), be.shape(w), be.shape(bias));
+    let heads = out.checked_div(m).unwrap_or(0);
+    let n = inp.checked_div(heads).unwrap_or(0);
+    same(op, be.shape(bias), [1, heads * m])?;
+    same(op, [t, inp], [t, heads * n])?;
+    same(op, [rows, m], [heads * n, m])?;
+    Ok([t, heads, n, m])
+}
+
 impl<T> RgLru<'_, T> {
     /// `[rows of x, channels]`.
     pub(crate) fn dims<B: Backend<Tensor = T>>(

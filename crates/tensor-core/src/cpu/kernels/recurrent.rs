@@ -15,12 +15,14 @@ pub(crate) struct Recurrences {
     pub channels: fn(ChannelScan<'_>),
     /// `out = bias + Σ kernel[i] * taps[i]`, as wide as `out`.
     pub conv: fn(taps: &[&[f32]], kernel: Rows<'_>, bias: Option<&[f32]>, out: &mut [f32]),
+    /// `out = bias + Σ factors[i] * w[i]`, as wide as `out`.
+    pub combine: fn(factors: &[f32], w: Rows<'_>, bias: &[f32], out: &mut [f32]),
 }
 
 impl Recurrences {
     /// The kernels of `V`. Only for a table that is handed out after detection.
     pub(super) const fn of<V: Vector>() -> Self {
-        Self { head: head::<V>, channels: channels::<V>, conv: conv::<V> }
+        Self { head: head::<V>, channels: channels::<V>, conv: conv::<V>, combine: combine::<V> }
     }
 }
 
@@ -257,6 +259,44 @@ pub(super) unsafe fn softplus<V: Vector>(x: V::F) -> V::F {
         p = V::fma(p, square, V::splat(2.0 / odd));
     }
     V::fma(p, s, V::max(V::splat(0.0), x))
+}
+
+fn combine<V: Vector>(factors: &[f32], w: Rows<'_>, bias: &[f32], out: &mut [f32]) {
+    let n = out.len();
+    assert!(w.rows == factors.len() && w.cols == n && bias.len() == n);
+    // SAFETY: the table of `V` was handed out after detection.
+    unsafe { V::call(Combine { factors, w, bias, out }) }
+}
+
+struct Combine<'a> {
+    factors: &'a [f32],
+    w: Rows<'a>,
+    bias: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Combine<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Self { factors, w, bias, out } = self;
+        // SAFETY: all rows are as long as `out`, of which a part of four vectors at most is read and written.
+        unsafe {
+            for (i, out) in out.chunks_mut(4 * LANES).enumerate() {
+                let part = i * 4 * LANES..i * 4 * LANES + out.len();
+                let mut sums = values::<V, 4>(&bias[part.clone()]);
+                for (j, factor) in factors.iter().enumerate() {
+                    let row = values::<V, 4>(&w.row(j)[part.clone()]);
+                    for (sum, row) in sums.iter_mut().zip(row) {
+                        *sum = V::fma(row, V::splat(*factor), *sum);
+                    }
+                }
+                for (out, sum) in out.chunks_mut(LANES).zip(sums) {
+                    V::store_partial(out.as_mut_ptr(), sum, out.len());
+                }
+            }
+        }
+    }
 }
 
 fn conv<V: Vector>(taps: &[&[f32]], kernel: Rows<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
