@@ -50,13 +50,13 @@ impl<B: Backend> Parallel<B> {
     fn load(w: &Weights<'_, B>, c: &Config<'_>) -> rillm::models::Result<Self> {
         let (dim, heads, vocab) = (c.count("hidden_size")?, c.count("heads")?, c.count("vocab_size")?);
         let (head_dim, norm) = ((dim / heads).max(2), c.rms_norm(1e-5)?);
-        let (window, softcap, scale) = (None, None, (head_dim as f32).powf(-0.5));
         let attn = AttentionSpec {
             dim,
-            params: AttnParams { heads, kv_heads: heads, head_dim, scale, window, softcap },
+            params: AttnParams::new(heads, heads, head_dim),
             qkv_bias: Bias::None,
             o_bias: Bias::None,
             qk_norm: None,
+            sinks: Bias::None,
             rope: Some(Arc::new(RotaryEmbedding::new(c.rope(head_dim, 10_000.0, None)?))),
         };
         let (act, hidden) = (Activation::Silu, c.count("intermediate_size")?);

@@ -22,6 +22,8 @@ pub struct AttentionSpec {
     pub o_bias: Bias,
     /// Norm of queries and keys.
     pub qk_norm: Option<QkNorm>,
+    /// Whether each head has a score that takes part in its softmax without a value: `sinks` (gpt_oss).
+    pub sinks: Bias,
     /// Position embedding; `None` for layers without.
     pub rope: Option<Arc<RotaryEmbedding>>,
 }
@@ -68,6 +70,7 @@ pub struct Attention<B: Backend> {
     qkv: Linear<B>,
     o: Linear<B>,
     qk_norm: Option<(QkNorm, [Norm<B>; 2])>,
+    sinks: Option<B::Weight>,
     spec: AttentionSpec,
 }
 
@@ -78,12 +81,12 @@ impl<B: Backend> Attention<B> {
     /// Missing or misshapen parameters, or the backend's refusal.
     pub fn load(w: &Weights<'_, B>, spec: AttentionSpec) -> Result<Self> {
         let p = &spec.params;
-        let parts = [("q_proj", p.q_dim()), ("k_proj", p.kv_dim()), ("v_proj", p.kv_dim())];
+        let parts = [("q_proj", p.q_dim()), ("k_proj", p.k_dim()), ("v_proj", p.v_dim())];
         let qk_norm = match spec.qk_norm {
             Some(norms) => {
                 let [q, k] = match norms.over {
                     NormOver::Head => [p.head_dim; 2],
-                    NormOver::Row => [p.q_dim(), p.kv_dim()],
+                    NormOver::Row => [p.q_dim(), p.k_dim()],
                 };
                 Some((norms, [w.norm("q_norm", q, norms.kind)?, w.norm("k_norm", k, norms.kind)?]))
             }
@@ -91,8 +94,12 @@ impl<B: Backend> Attention<B> {
         };
         Ok(Self {
             qkv: Linear::load(w, &parts, spec.dim, spec.qkv_bias)?,
-            o: Linear::load(w, &[("o_proj", spec.dim)], p.q_dim(), spec.o_bias)?,
+            o: Linear::load(w, &[("o_proj", spec.dim)], p.out_dim(), spec.o_bias)?,
             qk_norm,
+            sinks: match spec.sinks {
+                Bias::Added => Some(w.weight("sinks", &[p.heads])?),
+                Bias::None => None,
+            },
             spec,
         })
     }
@@ -108,7 +115,7 @@ impl<B: Backend> Attention<B> {
     ) -> Result<B::Tensor> {
         let (p, batch) = (&self.spec.params, pass.batch);
         let qkv = self.qkv.forward(be, x, None)?;
-        let [q, mut k, v] = be.split_cols(qkv, [p.q_dim(), p.kv_dim(), p.kv_dim()])?;
+        let [q, mut k, v] = be.split_cols(qkv, [p.q_dim(), p.k_dim(), p.v_dim()])?;
         let rope = self.spec.rope.as_ref().map(|rope| rope.at(batch.rope_len()));
         let mut rope = rope.as_deref();
         if let Some((norms, [_, norm])) = &self.qk_norm {
@@ -127,7 +134,7 @@ impl<B: Backend> Attention<B> {
     }
 
     /// Norm and rope of the queries, and what they see. Rows of `batch` may be fewer than those that were cached: the
-    /// latest of some sequences. Returns `[t, q_dim]`.
+    /// latest of some sequences. Returns `[t, out_dim]`.
     fn attend(
         &self,
         be: &B,
@@ -151,13 +158,13 @@ impl<B: Backend> Attention<B> {
             .iter()
             .map(|span| caches[span.sequence].view(slot, span.rows.clone()))
             .collect::<Result<SmallVec<[_; 4]>, _>>()?;
-        Ok(be.attention(&q, &views, &self.spec.params)?)
+        Ok(be.attention(&q, &views, &self.spec.params, self.sinks.as_ref())?)
     }
 }
 
 impl<B: Backend> Mixer<B> for Attention<B> {
     fn cache(&self) -> CacheKind {
-        match self.spec.params.window {
+        match self.spec.params.window.into_iter().chain(self.spec.params.chunk).min() {
             Some(window) => CacheKind::Rotating { window },
             None => CacheKind::Dense,
         }

@@ -34,10 +34,11 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         let scale = if by_layer { scaled / (i + 1) as f32 } else { scaled };
         let attn = AttentionSpec {
             dim,
-            params: AttnParams { heads, kv_heads: heads, head_dim, scale, window: None, softcap: None },
+            params: AttnParams { scale, ..AttnParams::new(heads, heads, head_dim) },
             qkv_bias: Bias::Added,
             o_bias: Bias::Added,
             qk_norm: None,
+            sinks: Bias::None,
             rope: None,
         };
         LayerSpec::new(MixerSpec::Attention(attn), MixerSpec::Mlp(mlp), Norms::Pre, norm)

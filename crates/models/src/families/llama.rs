@@ -53,13 +53,13 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
         RopeScaling::Dynamic { .. } => None,
         _ => Some(c.count_or("max_position_embeddings", defaults.context)?),
     };
-    let scale = (head_dim as f32).powf(-0.5);
     let attn = AttentionSpec {
         dim,
-        params: AttnParams { heads, kv_heads, head_dim, scale, window: None, softcap: None },
+        params: AttnParams::new(heads, kv_heads, head_dim),
         qkv_bias: Bias::None,
         o_bias: Bias::None,
         qk_norm: None,
+        sinks: Bias::None,
         rope: Some(Arc::new(RotaryEmbedding::new(rope))),
     };
     let mlp = MlpSpec {

@@ -23,8 +23,8 @@ fn default_bodies() {
 #[test]
 fn halves() {
     let (rows, d) = (1, 128);
-    let p = AttnParams { heads: 4, kv_heads: 2, head_dim: 64, scale: 0.125, window: None, softcap: None };
-    let width = p.q_dim() + 2 * p.kv_dim();
+    let p = AttnParams::new(4, 2, 64);
+    let width = p.q_dim() + 2 * p.k_dim();
     let random = &mut Random(77);
     let exact = Cpu::builder().precision(Precision::Exact).build().unwrap();
     let bf16 = Format::Float(FloatType::BF16);
@@ -49,7 +49,7 @@ fn tokens<B: Backend>(be: &B, p: &AttnParams, w: [&RawTensor<'_>; 4], rows: usiz
     let [table, qkv, o, gain] = w.map(|raw| be.prepare(std::slice::from_ref(raw)).unwrap());
     let inv_freq = (0..32).map(|i| 10_000f32.powf(-(i as f32) / 32.0)).collect();
     let rope = Rope { head_dim: 64, inv_freq, scale: 1.0, pairing: Pairing::Halves };
-    let [mut k, mut v] = [0, 1].map(|_| be.kv_buffer(256, p.kv_dim()).unwrap());
+    let [mut k, mut v] = [0, 1].map(|_| be.kv_buffer(256, p.k_dim()).unwrap());
     let mut out = Vec::new();
     for position in 0..12 {
         let mut batch = Batch::default();
@@ -58,14 +58,14 @@ fn tokens<B: Backend>(be: &B, p: &AttnParams, w: [&RawTensor<'_>; 4], rows: usiz
         let x = be.embed(&table, Ids::Host(&[position as u32 * 3 + 1])).unwrap();
         let norm = Input::RmsNorm { x: &x, w: &gain, eps: 1e-5 };
         let all = be.project(norm, &qkv, None, None).unwrap();
-        let [q, key, value] = be.split_cols(all, [p.q_dim(), p.kv_dim(), p.kv_dim()]).unwrap();
+        let [q, key, value] = be.split_cols(all, [p.q_dim(), p.k_dim(), p.k_dim()]).unwrap();
         let keys = Keys { x: &key, rope: Some((&rope, &batch)) };
         be.write_keys(&mut k, position, keys, 0..rows).unwrap();
         be.write_rows(&mut v, position, &value, 0..rows).unwrap();
         let q = be.rope(q, &rope, &batch).unwrap();
         let layout = KvLayout { len: position + 1, keep: 0, ring: 256 };
         let span = AttnSpan { rows: 0..rows, k: &k, v: &v, layout, sink: 0, window: None };
-        let y = be.attention(&q, &[span], p).unwrap();
+        let y = be.attention(&q, &[span], p, None).unwrap();
         let h = be.project(Input::Rows(&y), &o, None, Some(x)).unwrap();
         out.extend(values(be, &h));
         let [gates, _] = be.split_cols(be.linear(&h, &qkv, None).unwrap(), [2 * p.q_dim(), 0]).unwrap();
