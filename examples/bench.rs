@@ -8,7 +8,8 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use clap::Parser;
-use rillm::generate::{Session, SharedSession, Want, Work};
+use rillm::LanguageModel;
+use rillm::generate::{Session, Want, Work};
 use serde_json::{Value, json};
 
 /// Measure prefill and decode
@@ -63,6 +64,9 @@ impl FromStr for Case {
 struct Times {
     first: Vec<f64>,
     rest: Vec<f64>,
+    /// Of the host while it decodes: handing over work, and waiting.
+    submitting: Vec<f64>,
+    waiting: Vec<f64>,
     peak_rss: Option<u64>,
 }
 
@@ -79,14 +83,16 @@ fn run(args: &Args) -> Result<()> {
     let lm = args.model.loader()?.context(longest.max(32)).load()?;
     let load_rss = rillm::peak_memory_bytes();
     // Pages and caches that the first tokens touch are not what is measured.
-    measure(Case { prompt: 16, generate: 5, batch: 1 }, &mut lm.session(), 0)?;
+    measure(Case { prompt: 16, generate: 5, batch: 1 }, &lm, 0)?;
     let mut times = vec![Times::default(); cases.len()];
     let (mut meter, mut bandwidth) = (None, Vec::new());
     for repeat in 0..args.repeats.max(1) {
         for (&case, times) in cases.iter().zip(&mut times) {
-            let (first, rest) = measure(case, &mut lm.session(), repeat)?;
+            let [first, rest, submitting, waiting] = measure(case, &lm, repeat)?;
             times.first.push(first);
             times.rest.push(rest);
+            times.submitting.push(submitting);
+            times.waiting.push(waiting);
             times.peak_rss = times.peak_rss.or_else(rillm::peak_memory_bytes);
         }
         // Its buffer is as large as the weights: it must not count as the model's memory.
@@ -99,10 +105,15 @@ fn run(args: &Args) -> Result<()> {
     for (case, times) in cases.iter().zip(times) {
         let ttft = median(times.first);
         let tokens = case.batch * case.generate.saturating_sub(1);
-        let tps = if tokens == 0 { 0.0 } else { tokens as f64 / median(times.rest) };
+        let known = |x: f64| (x.is_finite() && x > 0.0).then_some(x);
+        // Microseconds of a step.
+        let step = |seconds: f64| known(seconds * 1e6 / case.generate.saturating_sub(1).max(1) as f64);
+        let (rest, submitting, waiting) =
+            (median(times.rest), median(times.submitting), median(times.waiting));
+        let building = if submitting > 0.0 { rest - submitting - waiting } else { 0.0 };
+        let tps = if tokens == 0 { 0.0 } else { tokens as f64 / rest };
         // A step reads the weights once for the whole batch.
         let share = tps / case.batch as f64 * info.weight_bytes as f64 / read;
-        let known = |x: f64| (x.is_finite() && x > 0.0).then_some(x);
         print(
             args,
             &json!({
@@ -110,7 +121,9 @@ fn run(args: &Args) -> Result<()> {
                 "generation_tps": tps, "ttft_s": ttft, "load_s": info.load_time.as_secs_f64(),
                 "load_rss_bytes": load_rss, "peak_rss_bytes": times.peak_rss,
                 "weight_bytes_per_token": info.weight_bytes, "read_bandwidth_bytes_per_s": known(read),
-                "floor_share": known(share), "threads": lm.threads(), "device": info.device, "batch": case.batch,
+                "floor_share": known(share), "step_building_us": step(building),
+                "step_submitting_us": step(submitting), "step_waiting_us": step(waiting),
+                "device_peak_bytes": lm.device_usage().map(|usage| usage.peak_bytes), "threads": lm.threads(), "device": info.device, "batch": case.batch,
             }),
         );
     }
@@ -125,8 +138,10 @@ fn print(args: &Args, result: &Value) {
     }
 }
 
-/// Prefills a prompt for each sequence and decodes after them; returns the times of both in seconds.
-fn measure(case: Case, session: &mut SharedSession, repeat: usize) -> Result<(f64, f64)> {
+/// Prefills a prompt for each sequence and decodes after them; returns the times of both in seconds, and how much of the
+/// latter the host spent on handing work to a device and on waiting for it.
+fn measure(case: Case, lm: &LanguageModel, repeat: usize) -> Result<[f64; 4]> {
+    let session = &mut lm.session();
     let vocab = session.vocab();
     let sequences: Vec<_> = (0..case.batch).map(|_| session.open()).collect();
     let mut seed = 0x2545_f491_4f6c_dd1d_u64.wrapping_add(repeat as u64);
@@ -154,6 +169,7 @@ fn measure(case: Case, session: &mut SharedSession, repeat: usize) -> Result<(f6
         next.append(&mut picked);
     }
     let first = started.elapsed().as_secs_f64();
+    let before = lm.device_usage().unwrap_or_default();
     for _ in 1..case.generate {
         let work = |(&sequence, token)| Work {
             sequence,
@@ -166,8 +182,9 @@ fn measure(case: Case, session: &mut SharedSession, repeat: usize) -> Result<(f6
         next.clone_from(&picked);
     }
     let rest = started.elapsed().as_secs_f64() - first;
+    let after = lm.device_usage().unwrap_or_default();
     sequences.into_iter().for_each(|s| session.close(s));
-    Ok((first, rest))
+    Ok([first, rest, after.submitting_s - before.submitting_s, after.waiting_s - before.waiting_s])
 }
 
 /// The middle of `values`, NaN if there are none.

@@ -57,6 +57,8 @@ impl<B: Backend> Parallel<B> {
             o_bias: Bias::None,
             qk_norm: None,
             sinks: Bias::None,
+            clip: None,
+            temperature: None,
             rope: Some(Arc::new(RotaryEmbedding::new(c.rope(head_dim, 10_000.0, None)?))),
         };
         let (act, hidden) = (Activation::Silu, c.count("intermediate_size")?);

@@ -99,6 +99,11 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         "generation: {} tokens, {:.1} tokens/s, {bytes:.1} MB of weights a token, peak memory {peak}",
         s.generated_tokens, s.generation_tps
     );
+    if let Some(d) = s.device {
+        let mb = |bytes: usize| bytes as f64 / 1e6;
+        let (active, peak, cached) = (mb(d.active_bytes), mb(d.peak_bytes), mb(d.cached_bytes));
+        eprintln!("MLX: {active:.0} MB in use, {peak:.0} MB at most, {cached:.0} MB kept for reuse");
+    }
     Ok(())
 }
 

@@ -278,12 +278,12 @@ impl Stream {
     /// Figures so far.
     pub fn statistics(&self) -> Statistics {
         let info = self.model.info();
-        Statistics::new(
-            self.text.tokens().timing(),
-            info.load_time.as_secs_f64(),
-            info.weight_bytes,
-            self.model.0.bandwidth.get().copied(),
-        )
+        let bandwidth = self.model.0.bandwidth.get().copied();
+        let load_s = info.load_time.as_secs_f64();
+        Statistics {
+            device: self.model.device_usage(),
+            ..Statistics::new(self.text.tokens().timing(), load_s, info.weight_bytes, bandwidth)
+        }
     }
 
     /// Prompt and answer so far.
@@ -366,6 +366,7 @@ pub(crate) fn run_batch(model: &LanguageModel, generations: Vec<Generation>) -> 
         completion.statistics.load_s = info.load_time.as_secs_f64();
         completion.statistics.weight_bytes_per_token = info.weight_bytes;
         completion.statistics.peak_memory_bytes = crate::peak_memory_bytes();
+        completion.statistics.device = model.device_usage();
     }
     Ok(done)
 }

@@ -40,4 +40,4 @@ pub use rillm_generate::{
 };
 #[cfg(feature = "mlx")]
 pub use rillm_tensor_core::mlx::MlxDevice;
-pub use statistics::{Statistics, peak_memory_bytes};
+pub use statistics::{DeviceUsage, Statistics, peak_memory_bytes};

@@ -196,7 +196,11 @@ impl Loader {
             #[cfg(feature = "mlx")]
             Device::Mlx(device) => {
                 let mlx = rillm_tensor_core::mlx::Mlx::builder().device(device).precision(self.precision);
-                self.load_on_thread(move || mlx.build(), Registry::default())
+                let made = Arc::new(OnceLock::new());
+                let keep = Arc::clone(&made);
+                let make = move || mlx.build().inspect(|mlx| drop(keep.set(mlx.clone())));
+                let parts = self.parts_on_thread(make, Registry::default())?;
+                Ok(LanguageModel(Arc::new(Parts { mlx: made.get().cloned(), ..parts })))
             }
         }
     }
@@ -220,8 +224,16 @@ impl Loader {
         make_backend: impl FnOnce() -> rillm_tensor_core::Result<B> + Send + 'static,
         registry: Registry<B>,
     ) -> Result<LanguageModel> {
+        Ok(LanguageModel(Arc::new(self.parts_on_thread(make_backend, registry)?)))
+    }
+
+    fn parts_on_thread<B: Backend>(
+        self,
+        make_backend: impl FnOnce() -> rillm_tensor_core::Result<B> + Send + 'static,
+        registry: Registry<B>,
+    ) -> Result<Parts> {
         let context = self.context;
-        let parts = self.parts_of(|checkpoint| {
+        self.parts_of(|checkpoint| {
             let device = Arc::new(OnceLock::new());
             let name = Arc::clone(&device);
             let engine = EngineSession::start(move || -> Result<_> {
@@ -230,8 +242,7 @@ impl Loader {
                 checkpoint.session(backend, &registry, context)
             })?;
             Ok((SharedSession::new(engine), device.get().cloned().unwrap_or_default()))
-        })?;
-        Ok(LanguageModel(Arc::new(parts)))
+        })
     }
 
     fn parts<B: Backend>(self, backend: B, registry: &Registry<B>) -> Result<Parts> {
@@ -280,6 +291,8 @@ impl Loader {
             generation_config,
             info,
             cpu: None,
+            #[cfg(feature = "mlx")]
+            mlx: None,
             bandwidth: OnceLock::new(),
         })
     }

@@ -7,7 +7,7 @@ use rillm_generate::{ChatTemplate, Generator, Request, Session, SharedSession, S
 use rillm_tensor_core::cpu::{Bandwidth, Cpu};
 use serde_json::Value;
 
-use crate::{Completion, Generation, Prompt, Result};
+use crate::{Completion, DeviceUsage, Generation, Prompt, Result};
 
 /// A loaded model. Clones share it; generations on several threads take turns, a step at a time.
 #[derive(Clone, Debug)]
@@ -22,6 +22,9 @@ pub(crate) struct Parts {
     pub(crate) info: ModelInfo,
     /// The backend, if it is the CPU.
     pub(crate) cpu: Option<Cpu>,
+    /// The backend, if it is MLX.
+    #[cfg(feature = "mlx")]
+    pub(crate) mlx: Option<rillm_tensor_core::mlx::Mlx>,
     /// What [`LanguageModel::measure_bandwidth`] found.
     pub(crate) bandwidth: OnceLock<f64>,
 }
@@ -139,6 +142,22 @@ impl LanguageModel {
     /// Threads that compute on the CPU; 0 on other devices.
     pub fn threads(&self) -> usize {
         self.0.cpu.as_ref().map_or(0, Cpu::threads)
+    }
+
+    /// What MLX has used since the model was loaded; `None` if another backend runs it, or if MLX does not tell.
+    pub fn device_usage(&self) -> Option<DeviceUsage> {
+        #[cfg(feature = "mlx")]
+        if let Some(mlx) = &self.0.mlx {
+            let (memory, counts) = (rillm_tensor_core::mlx::Mlx::memory().ok()?, mlx.counts());
+            return Some(DeviceUsage {
+                active_bytes: memory.active,
+                cached_bytes: memory.cached,
+                peak_bytes: memory.peak,
+                submitting_s: counts.submitting.as_secs_f64(),
+                waiting_s: counts.waiting.as_secs_f64(),
+            });
+        }
+        None
     }
 
     /// What is known of the model.

@@ -20,6 +20,8 @@ pub struct Statistics {
     pub generation_tps: f64,
     /// The largest memory the process has had, where the system tells.
     pub peak_memory_bytes: Option<u64>,
+    /// What the device has used, if it is one of MLX's.
+    pub device: Option<DeviceUsage>,
     /// Time that loading took, packing of weights included.
     pub load_s: f64,
     /// Bytes of weights that decoding a token reads.
@@ -28,6 +30,21 @@ pub struct Statistics {
     pub read_bandwidth_bytes_per_s: Option<f64>,
     /// The share of that bandwidth which reading the weights took: 1 is the floor of the time for a token.
     pub floor_share: Option<f64>,
+}
+
+/// What MLX has used since the model was loaded. Memory is that of all models in the process, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct DeviceUsage {
+    /// In use.
+    pub active_bytes: usize,
+    /// Free, kept for reuse.
+    pub cached_bytes: usize,
+    /// The most that was in use at a time.
+    pub peak_bytes: usize,
+    /// Time of the host in handing work to the device.
+    pub submitting_s: f64,
+    /// Time of the host in waiting for it.
+    pub waiting_s: f64,
 }
 
 impl Statistics {
@@ -45,6 +62,7 @@ impl Statistics {
             prompt_tps: rate(timing.prompt_tokens - timing.cached_tokens.min(timing.prompt_tokens), ttft_s),
             generation_tps,
             peak_memory_bytes: peak_memory_bytes(),
+            device: None,
             load_s,
             weight_bytes_per_token: weight_bytes,
             read_bandwidth_bytes_per_s: bandwidth,

@@ -28,7 +28,7 @@ fn logits_and_tokens_are_those_of_the_references() {
     let folders = goldens();
     let mut wrong = Vec::new();
     for folder in &folders {
-        let name = name(folder);
+        let (name, before) = (name(folder), wrong.len());
         let (ids, logits, tokens) = (prompt(folder), reference_logits(folder), greedy_reference(folder));
         let lm = match load(folder) {
             Ok(lm) => lm,
@@ -48,6 +48,8 @@ fn logits_and_tokens_are_those_of_the_references() {
         if got != tokens {
             wrong.push(format!("{name}: greedy {got:?}, wanted {tokens:?}"));
         }
+        // With --nocapture a run that is cut off has told how far it came.
+        eprintln!("{name}: {}", if wrong.len() == before { "ok" } else { "BAD" });
     }
     assert!(wrong.is_empty(), "{} failures of {}:\n{}", wrong.len(), folders.len(), wrong.join("\n"));
 }
@@ -68,7 +70,7 @@ fn a_generation_asks_mlx_to_compute_once_a_chunk_and_once_a_step() {
     let request = Request::new(support::tokens(24, lm.info().vocab, 3)).max_tokens(8);
     let made: Vec<_> = Generator::new(lm.session(), request).unwrap().prefill_chunk(10).collect();
     assert_eq!(made.iter().filter(|token| token.is_ok()).count(), 8);
-    let MlxCounts { evals, submits } = mlx.counts();
+    let MlxCounts { evals, submits, .. } = mlx.counts();
     assert_eq!(evals - before.evals, 2, "chunks that nobody waits for");
     // The prompt's last pass, one ahead of it, and one ahead of each step.
     assert_eq!(submits - before.submits, 2 + 7);

@@ -196,6 +196,12 @@ impl Backend for Lazy {
     fn scale(&self, x: Value, factor: f32) -> Result<Value> {
         self.cpu.scale(x.into_rows(), factor).map(Value::Rows)
     }
+    fn scale_rows(&self, x: Value, factors: &[f32]) -> Result<Value> {
+        self.cpu.scale_rows(x.into_rows(), factors).map(Value::Rows)
+    }
+    fn scale_cols(&self, x: Value, factors: &CpuWeight) -> Result<Value> {
+        self.cpu.scale_cols(x.into_rows(), factors).map(Value::Rows)
+    }
     fn softcap(&self, x: Value, cap: f32) -> Result<Value> {
         self.cpu.softcap(x.into_rows(), cap).map(Value::Rows)
     }

@@ -158,8 +158,10 @@ impl<'a> Config<'a> {
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_python_tanh" => Activation::GeluTanh,
             "relu" => Activation::Relu,
             "relu2" => Activation::Relu2,
+            // Its numbers are in the checkpoint.
+            "xielu" => Activation::XIelu { positive: 0.0, negative: 0.0, slope: 0.0 },
             _ => {
-                let known = "silu, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, relu or relu2";
+                let known = "silu, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, relu, relu2 or xielu";
                 return Err(self.unsupported(key, known));
             }
         })
@@ -171,6 +173,14 @@ impl<'a> Config<'a> {
     /// Not a number above zero.
     pub fn rms_norm(&self, default: f64) -> Result<NormKind> {
         Ok(NormKind::Rms { eps: self.positive_or("rms_norm_eps", default)? as f32 })
+    }
+
+    /// `key` as a LayerNorm of `kind`.
+    ///
+    /// # Errors
+    /// Not a number above zero.
+    pub fn layer_norm(&self, key: &str, kind: fn(f32) -> NormKind) -> Result<NormKind> {
+        Ok(kind(self.positive_or(key, 1e-5)? as f32))
     }
 
     /// Which layers are `sliding_attention` (true) or `full_attention` (false), from `layer_types` or, if that is
@@ -197,6 +207,20 @@ impl<'a> Config<'a> {
     /// # Errors
     /// Missing or senseless values, an unknown `rope_type`.
     pub fn rope(&self, head_dim: usize, theta: f64, layer_type: Option<&str>) -> Result<RopeSpec> {
+        self.partial_rope(head_dim, theta, 1.0, layer_type)
+    }
+
+    /// [`rope`](Self::rope) of which a `part` of each head is rotated where no key says.
+    ///
+    /// # Errors
+    /// As [`rope`](Self::rope).
+    pub fn partial_rope(
+        &self,
+        head_dim: usize,
+        theta: f64,
+        part: f64,
+        layer_type: Option<&str>,
+    ) -> Result<RopeSpec> {
         let all = self.object("rope_parameters")?;
         let nested = match (all, layer_type) {
             (Some(p), Some(t)) if p.map.values().any(Value::is_object) => p.object(t)?,
@@ -209,7 +233,7 @@ impl<'a> Config<'a> {
         };
         let empty = Map::new();
         let rope = Rope { config: *self, p: Config { map: p.map_or(&empty, |p| p.map) } };
-        rope.spec(head_dim, theta)
+        rope.spec(head_dim, theta, part)
     }
 }
 
@@ -223,12 +247,12 @@ struct Rope<'a, 'p> {
 const MAX_HEAD_DIM: usize = 1 << 14;
 
 impl Rope<'_, '_> {
-    fn spec(&self, head_dim: usize, theta: f64) -> Result<RopeSpec> {
+    fn spec(&self, head_dim: usize, theta: f64, part: f64) -> Result<RopeSpec> {
         if head_dim > MAX_HEAD_DIM {
             return Err(wrong("head_dim", &format!("at most {MAX_HEAD_DIM}"), Some(&head_dim.into())));
         }
         let theta = self.p.positive_or("rope_theta", self.config.positive_or("rope_theta", theta)?)?;
-        let part = self.config.positive_or("partial_rotary_factor", 1.0)?;
+        let part = self.config.positive_or("partial_rotary_factor", part)?;
         let part = self.p.positive_or("partial_rotary_factor", part)?;
         let dims = (head_dim as f64 * part) as usize;
         if dims == 0 || !dims.is_multiple_of(2) || dims > head_dim {
@@ -252,6 +276,10 @@ impl Rope<'_, '_> {
         Ok(match self.kind()? {
             "default" => RopeScaling::None,
             "linear" => RopeScaling::Linear { factor: self.factor()? },
+            // Hunyuan's: a fixed stretch of the base, whatever the length.
+            "dynamic" if p.get("alpha").is_some() => {
+                RopeScaling::NtkAlpha { alpha: p.positive_or("alpha", 1.0)? }
+            }
             "dynamic" => {
                 RopeScaling::Dynamic { factor: self.factor()?, max_positions: self.max_positions()? }
             }

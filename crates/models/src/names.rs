@@ -18,6 +18,19 @@ pub(crate) fn layer_of(name: &str) -> Option<(usize, &str)> {
     Some((i.parse().ok()?, rest))
 }
 
+/// `name` with its module renamed: by `top` outside of layers, by `layer` within one, which is under `prefix`.
+pub(crate) fn renamed(name: &str, prefix: &str, top: &Pairs, layer: &Pairs) -> String {
+    let (module, kind) = name.rsplit_once('.').unwrap_or((name, ""));
+    let find = |pairs: &Pairs, module| pairs.iter().find(|(from, _)| *from == module).map(|(_, to)| *to);
+    match layer_of(module) {
+        Some((i, module)) => format!("{prefix}{i}.{}.{kind}", find(layer, module).unwrap_or(module)),
+        None => format!("{}.{kind}", find(top, module).unwrap_or(module)),
+    }
+}
+
+/// Modules: the decoder's name and the stored one.
+pub(crate) type Pairs = [(&'static str, &'static str)];
+
 /// The rows of part `part` of matrices of `widths` rows stacked in order.
 pub(crate) fn stacked(widths: &[usize], part: usize) -> (std::ops::Range<usize>, usize) {
     let start: usize = widths[..part].iter().sum();

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use rillm_kvcache::{CacheKind, SequenceCache};
-use rillm_tensor_core::{AttnParams, Backend, Batch, Input, Keys};
+use rillm_tensor_core::{Activation, AttnParams, Backend, Batch, Input, Keys};
 use smallvec::SmallVec;
 
 use crate::linear::Bias;
-use crate::{Linear, Mixer, Norm, NormKind, Pass, Result, RotaryEmbedding, Weights};
+use crate::{Error, Linear, Mixer, Norm, NormKind, Pass, Result, RotaryEmbedding, Weights};
 
 /// Geometry of an [`Attention`] layer.
 #[derive(Clone, Debug)]
@@ -24,8 +24,31 @@ pub struct AttentionSpec {
     pub qk_norm: Option<QkNorm>,
     /// Whether each head has a score that takes part in its softmax without a value: `sinks` (gpt_oss).
     pub sinks: Bias,
+    /// Queries, keys and values are cut off at this magnitude before anything else (olmo).
+    pub clip: Option<f32>,
+    /// Factor on the queries that grows with the position.
+    pub temperature: Option<Temperature>,
     /// Position embedding; `None` for layers without.
     pub rope: Option<Arc<RotaryEmbedding>>,
+}
+
+/// `1 + beta * ln(1 + floor((position + offset) / step))`: a factor on queries (Llama 4, Ministral 3).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Temperature {
+    /// Strength.
+    pub beta: f32,
+    /// Positions between steps.
+    pub step: usize,
+    /// Added to the position: 1 counts positions from 1.
+    pub offset: usize,
+}
+
+impl Temperature {
+    /// The factor at `position`.
+    pub fn at(&self, position: u32) -> f32 {
+        let steps = (position as usize + self.offset) / self.step.max(1);
+        1.0 + self.beta * (steps as f32).ln_1p()
+    }
 }
 
 /// Norm of queries and keys.
@@ -53,6 +76,51 @@ pub enum NormOver {
     Head,
     /// All heads together (olmo2).
     Row,
+    /// Each head, with factors of its own (cohere), under the head's number. The kind of norm is one with factors
+    /// and no bias.
+    EachHead,
+}
+
+/// The norm of all heads of queries, or of keys.
+#[derive(Debug)]
+struct HeadNorm<B: Backend> {
+    norm: Norm<B>,
+    /// Factors of all heads, where each has its own.
+    factors: Option<B::Weight>,
+}
+
+impl<B: Backend> HeadNorm<B> {
+    fn load(w: &Weights<'_, B>, spec: QkNorm, heads: usize, head_dim: usize) -> Result<Self> {
+        let (kind, dim) = match (spec.over, spec.kind) {
+            (NormOver::Head, kind) => (kind, head_dim),
+            (NormOver::Row, kind) => (kind, heads * head_dim),
+            (NormOver::EachHead, NormKind::Layer { eps } | NormKind::LayerNoBias { eps }) => {
+                (NormKind::LayerPlain { eps }, head_dim)
+            }
+            (NormOver::EachHead, kind) => (NormKind::RmsPlain { eps: kind.eps() }, head_dim),
+        };
+        let factors = match spec.over {
+            NormOver::EachHead => {
+                let mut all = Vec::new();
+                for i in 0..heads {
+                    let w = w.at(i);
+                    let missing = || Error::MissingWeight { name: w.name("weight") };
+                    all.extend(w.opt_values("weight", head_dim)?.ok_or_else(missing)?);
+                }
+                Some(w.vector("weight", &all)?)
+            }
+            _ => None,
+        };
+        Ok(Self { norm: Norm::load(w, dim, kind)?, factors })
+    }
+
+    fn forward(&self, be: &B, x: &B::Tensor) -> Result<B::Tensor> {
+        let x = self.norm.forward(be, x)?;
+        match &self.factors {
+            Some(factors) => Ok(be.scale_cols(x, factors)?),
+            None => Ok(x),
+        }
+    }
 }
 
 /// Whether queries and keys are normalised before or after they are rotated.
@@ -69,7 +137,7 @@ pub enum NormOrder {
 pub struct Attention<B: Backend> {
     qkv: Linear<B>,
     o: Linear<B>,
-    qk_norm: Option<(QkNorm, [Norm<B>; 2])>,
+    qk_norm: Option<(NormOrder, [HeadNorm<B>; 2])>,
     sinks: Option<B::Weight>,
     spec: AttentionSpec,
 }
@@ -84,11 +152,8 @@ impl<B: Backend> Attention<B> {
         let parts = [("q_proj", p.q_dim()), ("k_proj", p.k_dim()), ("v_proj", p.v_dim())];
         let qk_norm = match spec.qk_norm {
             Some(norms) => {
-                let [q, k] = match norms.over {
-                    NormOver::Head => [p.head_dim; 2],
-                    NormOver::Row => [p.q_dim(), p.k_dim()],
-                };
-                Some((norms, [w.norm("q_norm", q, norms.kind)?, w.norm("k_norm", k, norms.kind)?]))
+                let norm = |name, heads| HeadNorm::load(&w.at(name), norms, heads, p.head_dim);
+                Some((norms.order, [norm("q_norm", p.heads)?, norm("k_norm", p.kv_heads)?]))
             }
             None => None,
         };
@@ -114,12 +179,15 @@ impl<B: Backend> Attention<B> {
         caches: &mut [SequenceCache<B>],
     ) -> Result<B::Tensor> {
         let (p, batch) = (&self.spec.params, pass.batch);
-        let qkv = self.qkv.forward(be, x, None)?;
+        let mut qkv = self.qkv.forward(be, x, None)?;
+        if let Some(limit) = self.spec.clip {
+            qkv = be.activate(Activation::Clip { limit }, qkv)?;
+        }
         let [q, mut k, v] = be.split_cols(qkv, [p.q_dim(), p.k_dim(), p.v_dim()])?;
         let rope = self.spec.rope.as_ref().map(|rope| rope.at(batch.rope_len()));
         let mut rope = rope.as_deref();
-        if let Some((norms, [_, norm])) = &self.qk_norm {
-            if norms.order == NormOrder::AfterRope
+        if let Some((order, [_, norm])) = &self.qk_norm {
+            if *order == NormOrder::AfterRope
                 && let Some(rope) = rope.take()
             {
                 k = be.rope(k, rope, batch)?;
@@ -143,7 +211,7 @@ impl<B: Backend> Attention<B> {
         batch: &Batch,
         caches: &[SequenceCache<B>],
     ) -> Result<B::Tensor> {
-        let order = self.qk_norm.as_ref().map(|(norms, [norm, _])| (norms.order, norm));
+        let order = self.qk_norm.as_ref().map(|(order, [norm, _])| (*order, norm));
         if let Some((NormOrder::BeforeRope, norm)) = order {
             q = norm.forward(be, &q)?;
         }
@@ -152,6 +220,10 @@ impl<B: Backend> Attention<B> {
         }
         if let Some((NormOrder::AfterRope, norm)) = order {
             q = norm.forward(be, &q)?;
+        }
+        if let Some(temperature) = self.spec.temperature {
+            let factors: SmallVec<[_; 8]> = batch.positions().iter().map(|p| temperature.at(*p)).collect();
+            q = be.scale_rows(q, &factors)?;
         }
         let views = batch
             .spans()

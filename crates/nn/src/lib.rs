@@ -16,7 +16,7 @@ mod norm;
 mod rope;
 pub mod weights;
 
-pub use attention::{Attention, AttentionSpec, NormOrder, NormOver, QkNorm};
+pub use attention::{Attention, AttentionSpec, NormOrder, NormOver, QkNorm, Temperature};
 pub use causal_lm::CausalLm;
 pub use embedding::Embedding;
 pub use error::{Error, Result};

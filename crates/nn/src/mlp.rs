@@ -4,7 +4,7 @@ use rillm_kvcache::SequenceCache;
 use rillm_tensor_core::{Activation, Backend, Input};
 
 use crate::linear::Bias;
-use crate::{Linear, Mixer, Pass, Result, Weights};
+use crate::{Error, Linear, Mixer, Pass, Result, Weights};
 
 /// How a feed-forward layer is wired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub enum MlpKind {
 }
 
 /// Geometry of a feed-forward layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MlpSpec {
     /// Wiring.
     pub kind: MlpKind,
@@ -52,9 +52,23 @@ impl<B: Backend> Mlp<B> {
         Ok(Self {
             up: Linear::load(w, up, spec.dim, spec.bias)?,
             down: Linear::load(w, &[("down_proj", spec.dim)], spec.hidden, spec.bias)?,
-            spec,
+            spec: MlpSpec { act: learned(w, spec.act)?, ..spec },
         })
     }
+}
+
+/// `act` with the parameters that the checkpoint has for it: xIELU's, which are the softplus of what is stored.
+fn learned<B: Backend>(w: &Weights<'_, B>, act: Activation) -> Result<Activation> {
+    let Activation::XIelu { .. } = act else { return Ok(act) };
+    let w = w.at("act_fn");
+    let number = |name| w.opt_values(name, 1).map(|v| v.and_then(|v| v.first().copied()));
+    let missing = |name| Error::MissingWeight { name: w.name(name) };
+    let softplus = |x: f32| x.max(0.0) + (-x.abs()).exp().ln_1p();
+    let alpha = |name| Ok::<_, Error>(softplus(number(name)?.ok_or_else(|| missing(name))?));
+    let slope = number("beta")?.unwrap_or(0.5);
+    // Where the exponential ends below zero: of no effect in single precision.
+    number("eps")?;
+    Ok(Activation::XIelu { positive: alpha("alpha_p")?, negative: slope + alpha("alpha_n")?, slope })
 }
 
 impl<B: Backend> Mixer<B> for Mlp<B> {

@@ -1,9 +1,8 @@
 //! Normalisation of rows: RMSNorm and LayerNorm.
 
-use rillm_quant::RawTensor;
 use rillm_tensor_core::{Backend, Input};
 
-use crate::{Error, Result, Weights};
+use crate::{Result, Weights};
 
 /// Which normalisation, and its epsilon.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -74,11 +73,7 @@ impl<B: Backend> Norm<B> {
     /// # Errors
     /// Missing or misshapen parameters.
     pub fn load(w: &Weights<'_, B>, dim: usize, kind: NormKind) -> Result<Self> {
-        let prepared = |values: &[f32]| {
-            let raw = RawTensor::from_f32(vec![dim], values)
-                .map_err(|source| Error::Quant { name: w.name("weight"), source })?;
-            w.prepare(&[raw])
-        };
+        let prepared = |values: &[f32]| w.vector("weight", values);
         let weight = match kind {
             NormKind::RmsPlusOne { .. } | NormKind::LayerPlusOne { .. } => {
                 let values: Vec<f32> = w.values("weight", &[dim])?.iter().map(|x| 1.0 + x).collect();

@@ -37,6 +37,11 @@ pub enum RopeScaling {
         /// Context without stretch, in tokens.
         max_positions: usize,
     },
+    /// The base times `alpha^(d / (d - 2))` (hunyuan).
+    NtkAlpha {
+        /// Stretch of the base.
+        alpha: f64,
+    },
     /// A ramp over the pairs from stretched to kept.
     Yarn {
         /// Stretch.
@@ -160,6 +165,7 @@ impl RopeSpec {
                 let theta = self.theta * (factor * n / max - (factor - 1.0)).powf(d / (d - 2.0));
                 theta.powf(-exponent)
             }
+            RopeScaling::NtkAlpha { alpha } => (self.theta * alpha.powf(d / (d - 2.0))).powf(-exponent),
             RopeScaling::Yarn { factor, original, beta_fast, beta_slow, truncate, .. } => {
                 let pair_of =
                     |rotations: f64| d * (original / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln());

@@ -90,7 +90,7 @@ pub trait Backend: Clone + Debug + Send + Sized + 'static {
     -> Result<Self::Tensor>;
     /// `x / sqrt(mean(x²) + eps) * w` over each run of `w.len()` values of a row (a row, or each head of it).
     fn rms_norm(&self, x: &Self::Tensor, w: &Self::Weight, eps: f32) -> Result<Self::Tensor>;
-    /// `(x - mean) / sqrt(var + eps) * w + bias` over rows.
+    /// `(x - mean) / sqrt(var + eps) * w + bias` over each run of `w.len()` values of a row.
     fn layer_norm(
         &self,
         x: &Self::Tensor,
@@ -117,6 +117,10 @@ pub trait Backend: Clone + Debug + Send + Sized + 'static {
     fn add(&self, x: Self::Tensor, y: &Self::Tensor) -> Result<Self::Tensor>;
     /// `x * factor`.
     fn scale(&self, x: Self::Tensor, factor: f32) -> Result<Self::Tensor>;
+    /// Row `i` of `x` times `factors[i]`.
+    fn scale_rows(&self, x: Self::Tensor, factors: &[f32]) -> Result<Self::Tensor>;
+    /// Column `j` of `x` times `factors[j]`.
+    fn scale_cols(&self, x: Self::Tensor, factors: &Self::Weight) -> Result<Self::Tensor>;
     /// `cap * tanh(x / cap)`, elementwise.
     fn softcap(&self, x: Self::Tensor, cap: f32) -> Result<Self::Tensor>;
     /// Columns `[0, widths[0]), [widths[0], ..), ..` of `x`, which they cover. Views where the backend has them.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// Nonlinearity of a feed-forward layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
     /// `x * sigmoid(x)`.
     Silu,
@@ -15,6 +15,22 @@ pub enum Activation {
     Relu,
     /// `max(x, 0)²`.
     Relu2,
+    /// `1 / (1 + exp(-x))`.
+    Sigmoid,
+    /// `min(max(x, -limit), limit)`.
+    Clip {
+        /// The largest magnitude.
+        limit: f32,
+    },
+    /// `positive x² + slope x` above zero, `negative (exp(x) - 1 - x) + slope x` below (Huang and Schlag 2024).
+    XIelu {
+        /// Curvature above zero.
+        positive: f32,
+        /// Factor of what is below zero.
+        negative: f32,
+        /// Slope at zero.
+        slope: f32,
+    },
 }
 
 /// Rows of one sequence in a [`Batch`].

@@ -268,8 +268,16 @@ fn arguments(random: &mut Random, n: usize) -> Vec<f32> {
     x
 }
 
-const ACTIVATIONS: [Activation; 5] =
-    [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Relu2];
+const ACTIVATIONS: [Activation; 8] = [
+    Activation::Silu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::Relu,
+    Activation::Relu2,
+    Activation::Sigmoid,
+    Activation::Clip { limit: 0.7 },
+    Activation::XIelu { positive: 0.8, negative: 1.3, slope: 0.5 },
+];
 
 fn elementwise<B: Backend>(be: &B, random: &mut Random, tol: Tolerance) {
     for (t, d) in [(1, 64), (3, 101), (40, 512)] {

@@ -10,7 +10,7 @@ use crate::{Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, Layout, Mix
 pub(super) const FAMILY: DecoderFamily =
     DecoderFamily { layout, ignored, ..DecoderFamily::new(&["gpt2"], spec) };
 
-fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
+pub(super) fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let (dim, heads) = (c.count("n_embd")?, c.count("n_head")?);
     if dim % heads != 0 {
         return Err(c.unsupported("n_head", &format!("a divisor of {dim}")));
@@ -39,6 +39,8 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
             o_bias: Bias::Added,
             qk_norm: None,
             sinks: Bias::None,
+            clip: None,
+            temperature: None,
             rope: None,
         };
         LayerSpec::new(MixerSpec::Attention(attn), MixerSpec::Mlp(mlp), Norms::Pre, norm)
@@ -58,8 +60,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
 /// transformers writes `transformer.` or nothing before the names and Conv1D matrices `[in, out]`; mlx-lm writes
 /// `model.` and `[out, in]`.
 fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
-    let there = |prefix: &str| matches!(source.get(&format!("{prefix}wte.weight")), Ok(Some(_)));
-    let prefix = ["model.", "transformer."].into_iter().find(|p| there(p)).unwrap_or("");
+    let prefix = prefix(source);
     let (dim, transposed) = (spec.dim, prefix != "model.");
     let hidden = spec.layers.first().map_or(0, |l| l.mlp().map_or(0, |mlp| mlp.hidden));
     Box::new(move |name| {
@@ -97,7 +98,13 @@ fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
     })
 }
 
+/// What stands before all names.
+pub(super) fn prefix(source: &dyn WeightSource) -> &'static str {
+    let there = |prefix: &str| matches!(source.get(&format!("{prefix}wte.weight")), Ok(Some(_)));
+    ["model.", "transformer."].into_iter().find(|p| there(p)).unwrap_or("")
+}
+
 /// Old files keep the causal mask.
-fn ignored(spec: &DecoderSpec, name: &str) -> bool {
+pub(super) fn ignored(spec: &DecoderSpec, name: &str) -> bool {
     name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || names::ignored(spec, name)
 }

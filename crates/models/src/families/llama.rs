@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rillm_nn::{AttentionSpec, Bias, MlpKind, MlpSpec, RopeScaling, RotaryEmbedding};
-use rillm_tensor_core::{Activation, AttnParams};
+use rillm_tensor_core::{Activation, AttnParams, Pairing};
 
 use crate::{Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, MixerSpec, Norms, Result};
 
@@ -17,22 +17,41 @@ pub(super) struct Defaults {
     pub context: usize,
     /// `None`: `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
+    /// The part of each head that is rotated.
+    pub part: f64,
+    pub pairing: Pairing,
 }
 
-pub(super) const DEFAULTS: Defaults =
-    Defaults { eps: 1e-6, theta: 10_000.0, tied: false, context: 2048, head_dim: None };
+pub(super) const DEFAULTS: Defaults = Defaults {
+    eps: 1e-6,
+    theta: 10_000.0,
+    tied: false,
+    context: 2048,
+    head_dim: None,
+    part: 1.0,
+    pairing: Pairing::Halves,
+};
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let mut spec = follow(c, &DEFAULTS)?;
-    let (attn, mlp) = (bias(c, "attention_bias")?, bias(c, "mlp_bias")?);
+    biases(&mut spec, bias(c, "attention_bias")?, bias(c, "mlp_bias")?);
+    Ok(spec)
+}
+
+/// Gives all projections of attention and of the feed-forward layers biases, or none.
+pub(super) fn biases(spec: &mut DecoderSpec, attn: Bias, mlp: Bias) {
     spec.attentions().for_each(|a| (a.qkv_bias, a.o_bias) = (attn, attn));
     spec.mlps().for_each(|m| m.bias = mlp);
-    Ok(spec)
 }
 
 /// Whether `key` asks for biases; it is false where absent.
 pub(super) fn bias(c: &Config<'_>, key: &str) -> Result<Bias> {
-    Ok(if c.flag(key, false)? { Bias::Added } else { Bias::None })
+    bias_or(c, key, false)
+}
+
+/// Whether `key` asks for biases; `default` where it is absent.
+pub(super) fn bias_or(c: &Config<'_>, key: &str, default: bool) -> Result<Bias> {
+    Ok(if c.flag(key, default)? { Bias::Added } else { Bias::None })
 }
 
 /// Llama's decoder with the dimensions of `c`: pre-norm, RMSNorm, gated feed-forward, no biases, rope everywhere.
@@ -48,7 +67,8 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
         return Err(c.unsupported("num_key_value_heads", &format!("a divisor of {heads} heads")));
     }
     let norm = c.rms_norm(defaults.eps)?;
-    let rope = c.rope(head_dim, defaults.theta, None)?;
+    let mut rope = c.partial_rope(head_dim, defaults.theta, defaults.part, None)?;
+    rope.pairing = defaults.pairing;
     let context = match rope.scaling {
         RopeScaling::Dynamic { .. } => None,
         _ => Some(c.count_or("max_position_embeddings", defaults.context)?),
@@ -60,6 +80,8 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
         o_bias: Bias::None,
         qk_norm: None,
         sinks: Bias::None,
+        clip: None,
+        temperature: None,
         rope: Some(Arc::new(RotaryEmbedding::new(rope))),
     };
     let mlp = MlpSpec {
@@ -83,7 +105,7 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
 }
 
 /// No model is deeper; a hostile count must not allocate without a file behind it.
-const MAX_LAYERS: usize = 4096;
+pub(super) const MAX_LAYERS: usize = 4096;
 
 /// The number of layers, under the name `key`.
 pub(super) fn layer_count(c: &Config<'_>, key: &str) -> Result<usize> {

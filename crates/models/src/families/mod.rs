@@ -1,26 +1,72 @@
 //! One file a family, named after its `model_type`; and the list of them.
 
+mod apertus;
+mod cohere;
+mod cohere2;
+mod ernie4_5;
+mod exaone4;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod glm;
+mod glm4;
 mod gpt2;
+mod gpt_bigcode;
+mod gpt_neox;
+mod granite;
+mod helium;
+mod hunyuan_v1_dense;
+mod internlm3;
 mod llama;
+mod ministral3;
 mod mistral;
+mod nemotron;
+mod olmo;
+mod olmo2;
+mod olmo3;
+mod phi;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod seed_oss;
+mod smollm3;
+mod stablelm;
+mod starcoder2;
 
 use crate::DecoderFamily;
 
 /// Every family of this crate.
 pub(crate) const ALL: &[DecoderFamily] = &[
+    apertus::FAMILY,
+    cohere::FAMILY,
+    cohere2::FAMILY,
+    ernie4_5::FAMILY,
+    exaone4::FAMILY,
     gemma::FAMILY,
     gemma2::FAMILY,
     gemma3::FAMILY,
+    glm::FAMILY,
+    glm4::FAMILY,
     gpt2::FAMILY,
+    gpt_bigcode::FAMILY,
+    gpt_neox::FAMILY,
+    granite::FAMILY,
+    helium::FAMILY,
+    hunyuan_v1_dense::FAMILY,
+    internlm3::FAMILY,
     llama::FAMILY,
+    ministral3::FAMILY,
     mistral::FAMILY,
+    nemotron::FAMILY,
+    olmo::FAMILY,
+    olmo2::FAMILY,
+    olmo3::FAMILY,
+    phi::FAMILY,
     phi3::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
+    seed_oss::FAMILY,
+    smollm3::FAMILY,
+    stablelm::FAMILY,
+    starcoder2::FAMILY,
 ];

@@ -23,6 +23,20 @@ pub enum Origin {
         /// Rows that the stored matrix has in all.
         of: usize,
     },
+    /// Rows in runs at equal distances: of every `stride` rows of a stored matrix, `run` from the `start`-th on
+    /// (queries, keys and values that lie head by head).
+    Strided {
+        /// Stored name.
+        name: String,
+        /// The first row.
+        start: usize,
+        /// Rows of a run.
+        run: usize,
+        /// From the start of one run to the next.
+        stride: usize,
+        /// Rows that the stored matrix has in all.
+        of: usize,
+    },
     /// Columns of a stored matrix `[in, out]`, transposed (gpt2's Conv1D). Float formats only.
     Transposed {
         /// Stored name.
@@ -55,6 +69,7 @@ impl Origin {
         match self {
             Self::Tensor(name)
             | Self::Rows { name, .. }
+            | Self::Strided { name, .. }
             | Self::Transposed { name, .. }
             | Self::Unpermuted { name, .. }
             | Self::Shifted { name, .. } => name,
@@ -123,9 +138,11 @@ fn borrowed<'a>(raw: &RawTensor<'a>) -> [&'a [u8]; 3] {
 /// The shape that the stored tensor must have for the parameter to have shape `want`.
 fn stored_shape(origin: &Origin, want: &[usize]) -> Vec<usize> {
     match (origin, want) {
-        (Origin::Rows { of, .. }, [_, cols]) => vec![*of, *cols],
+        (Origin::Rows { of, .. } | Origin::Strided { of, .. }, [_, cols]) => vec![*of, *cols],
         (Origin::Transposed { of, .. }, [_, cols]) => vec![*cols, *of],
-        (Origin::Rows { of, .. } | Origin::Transposed { of, .. }, [_]) => vec![*of],
+        (Origin::Rows { of, .. } | Origin::Strided { of, .. } | Origin::Transposed { of, .. }, [_]) => {
+            vec![*of]
+        }
         _ => want.to_vec(),
     }
 }
@@ -152,6 +169,19 @@ fn transform<'a>(raw: RawTensor<'a>, origin: &Origin, stored: &[usize]) -> Resul
                 return Err(mismatch(&raw));
             }
             Ok(raw.rows_range(rows.clone()))
+        }
+        Origin::Strided { start, run, stride, .. } => {
+            let n = if raw.shape.len() == 1 { raw.cols() } else { raw.rows() };
+            if *run == 0 || *stride == 0 || start + run > *stride || n % stride != 0 || raw.shape.len() > 2 {
+                return Err(mismatch(&raw));
+            }
+            let picked = (0..n / stride * run).map(|j| j / run * stride + start + j % run);
+            if raw.shape.len() == 1 {
+                let values = raw.decode().map_err(quant)?;
+                let picked: Vec<f32> = picked.map(|r| values[r]).collect();
+                return RawTensor::from_f32(vec![picked.len()], &picked).map_err(quant);
+            }
+            Ok(raw.take_rows(picked))
         }
         Origin::Transposed { rows, .. } => {
             if raw.shape.len() != 2 || rows.end > raw.cols() {

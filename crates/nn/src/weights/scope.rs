@@ -92,6 +92,30 @@ impl<'a, B: Backend> Weights<'a, B> {
         raw.decode().map_err(|source| Error::Quant { name: self.name(leaf), source })
     }
 
+    /// The `n` values of parameter `leaf`, whatever its shape; `None` if there is no such parameter.
+    ///
+    /// # Errors
+    /// [`Error::WeightShape`] for another number of values, and whatever makes the file unreadable.
+    pub fn opt_values(&self, leaf: &str, n: usize) -> Result<Option<Vec<f32>>> {
+        let name = self.name(leaf);
+        let Some(raw) = self.shared.source.get_shaped(&name, &[])? else { return Ok(None) };
+        if raw.shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)) != Some(n) {
+            return Err(Error::WeightShape { name, got: raw.shape, want: vec![n] });
+        }
+        self.shared.used.borrow_mut().insert(name);
+        raw.decode().map(Some).map_err(|source| Error::Quant { name: self.name(leaf), source })
+    }
+
+    /// Prepares `values`, computed from parameter `leaf`, as a vector.
+    ///
+    /// # Errors
+    /// The backend's refusal.
+    pub fn vector(&self, leaf: &str, values: &[f32]) -> Result<B::Weight> {
+        let raw = RawTensor::from_f32(vec![values.len()], values)
+            .map_err(|source| Error::Quant { name: self.name(leaf), source })?;
+        self.prepare(&[raw])
+    }
+
     /// Packs stored tensors; see [`Backend::prepare`]. The checkpoint's pages go as soon as they are packed.
     pub(crate) fn prepare(&self, parts: &[RawTensor<'_>]) -> Result<B::Weight> {
         let weight = self.backend.prepare(parts)?;

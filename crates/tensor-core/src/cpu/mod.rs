@@ -208,7 +208,8 @@ impl Cpu {
             Input::LayerNorm { x, w, bias, eps } => {
                 let w = w.vector("layer_norm")?;
                 let bias = bias.map(|b| b.vector("layer_norm bias")).transpose()?;
-                if x.cols != w.len() || bias.is_some_and(|b| b.len() != w.len()) {
+                let runs = !w.is_empty() && x.cols.is_multiple_of(w.len());
+                if !runs || bias.is_some_and(|b| b.len() != w.len()) {
                     return Err(shape("layer_norm", [x.rows, x.cols], [x.rows, w.len()]));
                 }
                 Source::LayerNorm { x: rows("layer_norm", x)?, w, bias, eps }
@@ -435,6 +436,22 @@ impl Backend for Cpu {
     fn scale(&self, x: CpuTensor, factor: f32) -> Result<CpuTensor> {
         let f = self.0.kernels.elementwise.scale;
         self.update(x, |_, row| f(row, factor))
+    }
+
+    fn scale_rows(&self, x: CpuTensor, factors: &[f32]) -> Result<CpuTensor> {
+        if factors.len() != x.rows {
+            return Err(shape("scale_rows", [factors.len(), x.cols], [x.rows, x.cols]));
+        }
+        let f = self.0.kernels.elementwise.scale;
+        self.update(x, |i, row| f(row, factors[i]))
+    }
+
+    fn scale_cols(&self, x: CpuTensor, factors: &CpuWeight) -> Result<CpuTensor> {
+        let factors = factors.vector("scale_cols")?;
+        if factors.len() != x.cols {
+            return Err(shape("scale_cols", [x.rows, factors.len()], [x.rows, x.cols]));
+        }
+        self.update(x, |_, row| row.iter_mut().zip(factors).for_each(|(x, f)| *x *= f))
     }
 
     fn softcap(&self, x: CpuTensor, cap: f32) -> Result<CpuTensor> {

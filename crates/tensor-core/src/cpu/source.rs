@@ -11,7 +11,7 @@ pub(crate) enum Source<'a> {
     Rows(Rows<'a>),
     /// Each run of `w.len()` values is divided by its root mean square.
     RmsNorm { x: Rows<'a>, w: &'a [f32], eps: f32 },
-    /// Each row is normalised by its mean and variance.
+    /// Each run of `w.len()` values is normalised by its mean and variance.
     LayerNorm { x: Rows<'a>, w: &'a [f32], bias: Option<&'a [f32]>, eps: f32 },
     /// `act(gate) * up`, of equal shapes.
     Gated { act: Activation, gate: Rows<'a>, up: Rows<'a> },
@@ -40,7 +40,10 @@ impl<'a> Source<'a> {
                 let runs = x.row(i).chunks_exact(w.len()).zip(out.chunks_exact_mut(w.len()));
                 runs.for_each(|(x, out)| (kernels.rms_norm)(x, w, eps, out));
             }
-            Self::LayerNorm { x, w, bias, eps } => (kernels.layer_norm)(x.row(i), w, bias, eps, out),
+            Self::LayerNorm { x, w, bias, eps } => {
+                let runs = x.row(i).chunks_exact(w.len()).zip(out.chunks_exact_mut(w.len()));
+                runs.for_each(|(x, out)| (kernels.layer_norm)(x, w, bias, eps, out));
+            }
             Self::Gated { act, gate, up } => (kernels.gate)(act, gate.row(i), up.row(i), out),
         }
     }

@@ -5,7 +5,7 @@ use mlx_rs::fast::{ScaledDotProductAttentionMask as Mask, scaled_dot_product_att
 use mlx_rs::{Array, Dtype, ops};
 
 use super::raw::slice;
-use super::{MlxTensor, dim, exception};
+use super::{Mlx, MlxTensor, dim, exception};
 use crate::{AttnParams, AttnSpan, KvLayout, Result};
 
 /// What hides slots from queries.
@@ -20,29 +20,29 @@ enum Hidden {
 
 /// `q: [t, heads * head_dim]`, rows of one span, over that span's keys. Operands have been checked.
 pub(super) fn attention(
+    be: &Mlx,
     q: &Array,
     span: &AttnSpan<'_, MlxTensor>,
-    p: &AttnParams,
-    sinks: Option<&Array>,
+    (p, sinks): (&AttnParams, Option<&Array>),
 ) -> Result<Array> {
     let KvLayout { len, keep, ring } = span.layout;
     let (t, slots) = (span.rows.len(), len.min(keep.saturating_add(ring)));
     let hidden = hidden(span, p, slots)?;
-    let heads = |x: &Array, rows: usize, heads: usize| -> Result<Array> {
-        let shape = [1, dim(rows)?, dim(heads)?, -1];
+    let heads = |x: &Array, rows: usize, heads: usize, head: usize| -> Result<Array> {
+        let shape = [1, dim(rows)?, dim(heads)?, dim(head)?];
         x.reshape(&shape).and_then(|x| x.transpose_axes(&[0, 2, 1, 3])).map_err(exception)
     };
-    let stored = |x: &MlxTensor| -> Result<Array> {
+    let stored = |x: &MlxTensor, head: usize| -> Result<Array> {
         let [_, cols] = x.shape();
-        heads(&slice(&x.array, [0, 0], [dim(slots)?, dim(cols)?])?, slots, p.kv_heads)
+        heads(&slice(&*x.rows(slots, be)?, [0, 0], [dim(slots)?, dim(cols)?])?, slots, p.kv_heads, head)
     };
     // One row needs no transposing, only another shape.
     let q = if t == 1 {
         q.reshape(&[1, dim(p.heads)?, 1, dim(p.head_dim)?]).map_err(exception)?
     } else {
-        heads(q, t, p.heads)?
+        heads(q, t, p.heads, p.head_dim)?
     };
-    let (k, v) = (stored(span.k)?, stored(span.v)?);
+    let (k, v) = (stored(span.k, p.head_dim)?, stored(span.v, p.v_head_dim)?);
     let out = match p.softcap {
         Some(cap) => capped(&q, [&k, &v], (p, sinks), cap, &hidden)?,
         None => {

@@ -1,6 +1,6 @@
 //! How a MLX backend is started: which device, how exact, how much memory. Not what it computes.
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
 use mlx_rs::{Device, Dtype, memory};
@@ -101,6 +101,8 @@ impl MlxBuilder {
             kernels: Kernels::default(),
             evals: AtomicUsize::new(0),
             submits: AtomicUsize::new(0),
+            submitting: AtomicU64::new(0),
+            waiting: AtomicU64::new(0),
         })))
     }
 }
@@ -112,9 +114,9 @@ fn choose(device: MlxDevice) -> Result<On> {
         return Err(error("this build of MLX has no graphics card".to_owned()));
     }
     if device == MlxDevice::Cpu || !has_card {
-        Device::set_default(&Device::cpu());
+        raw::set_device(&Device::cpu());
         return Ok(On::Cpu);
     }
-    Device::set_default(&Device::gpu());
+    raw::set_device(&Device::gpu());
     Ok(if raw::has_cuda() { On::Cuda } else { On::Metal })
 }

@@ -2,14 +2,16 @@
 //! are in `cuda/`; here is what they are called with.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{CStr, CString};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use mlx_rs::{Array, Dtype, Stream};
+use mlx_rs::{Array, Dtype};
+use smallvec::SmallVec;
 
-use super::{dim, error};
+use super::{dim, error, raw};
 use crate::Result;
 
 /// The cards that the kernels were written for, as MLX calls them: measured on an H100. Others get MLX's operations.
@@ -39,11 +41,13 @@ impl Drop for Launch {
     }
 }
 
-/// A constant of a template.
+/// A constant of a kernel.
 enum Constant {
     Type(Dtype),
     Int(i32),
     Bool(bool),
+    /// A pointer to nothing, of a type: an input that there is not.
+    Null(&'static str),
 }
 
 /// Everything about a call but its inputs.
@@ -53,18 +57,19 @@ struct Call<'a> {
     header: &'a CStr,
     body: &'a CStr,
     shared_memory: usize,
-    /// Threads of a block, and blocks.
-    threads: [usize; 2],
-    /// Results: a name and a shape each, all of `dtype`.
-    out: &'a [(&'a CStr, [i32; 2])],
-    dtype: Dtype,
+    /// Of a block.
+    threads: usize,
+    blocks: [usize; 2],
+    /// Results.
+    out: &'a [(&'a CStr, [i32; 2], Dtype)],
     constants: &'a [(&'a CStr, Constant)],
 }
 
 impl Launch {
     fn new(call: &Call<'_>) -> Result<Self> {
         let shared = dim(call.shared_memory)?;
-        let [threads, all] = [dim(call.threads[0])?, dim(call.threads[0] * call.threads[1])?];
+        let [threads, x, y] = [dim(call.threads)?, dim(call.threads * call.blocks[0])?, dim(call.blocks[1])?];
+        let body = with_constants(call.constants, call.body);
         let strings = |names: &[&CStr]| {
             let mut names: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
             // SAFETY: the pointers are of live strings, which are copied.
@@ -72,9 +77,9 @@ impl Launch {
         };
         // SAFETY: strings are live and copied; both vectors are freed once they are.
         let launch = unsafe {
-            let names: Vec<&CStr> = call.out.iter().map(|(name, _)| *name).collect();
+            let names: Vec<&CStr> = call.out.iter().map(|(name, ..)| *name).collect();
             let (inputs, outputs) = (strings(call.inputs), strings(&names));
-            let (name, body, header) = (call.name.as_ptr(), call.body.as_ptr(), call.header.as_ptr());
+            let (name, body, header) = (call.name.as_ptr(), body.as_ptr(), call.header.as_ptr());
             let kernel = mlx_sys::mlx_fast_cuda_kernel_new(name, inputs, outputs, body, header, true, shared);
             mlx_sys::mlx_vector_string_free(inputs);
             mlx_sys::mlx_vector_string_free(outputs);
@@ -82,50 +87,28 @@ impl Launch {
         };
         // SAFETY: the configuration is live.
         let mut failed = unsafe {
-            mlx_sys::mlx_fast_cuda_kernel_config_set_grid(launch.config, all, 1, 1)
+            mlx_sys::mlx_fast_cuda_kernel_config_set_grid(launch.config, x, y, 1)
                 | mlx_sys::mlx_fast_cuda_kernel_config_set_thread_group(launch.config, threads, 1, 1)
         };
-        for (_, shape) in call.out {
-            let dtype = call.dtype.into();
+        for (_, shape, dtype) in call.out {
+            let dtype = (*dtype).into();
             // SAFETY: the configuration is live, the shape has two dimensions.
             failed |= unsafe {
                 mlx_sys::mlx_fast_cuda_kernel_config_add_output_arg(launch.config, shape.as_ptr(), 2, dtype)
             };
         }
-        for (name, constant) in call.constants {
-            // SAFETY: the configuration and the name are live.
-            failed |= unsafe {
-                let (config, name) = (launch.config, name.as_ptr());
-                match *constant {
-                    Constant::Type(t) => {
-                        mlx_sys::mlx_fast_cuda_kernel_config_add_template_arg_dtype(config, name, t.into())
-                    }
-                    Constant::Int(n) => {
-                        mlx_sys::mlx_fast_cuda_kernel_config_add_template_arg_int(config, name, n)
-                    }
-                    Constant::Bool(b) => {
-                        mlx_sys::mlx_fast_cuda_kernel_config_add_template_arg_bool(config, name, b)
-                    }
-                }
-            };
-        }
         if failed == 0 { Ok(launch) } else { Err(error(format!("{:?} can't be set up", call.name))) }
     }
 
-    fn apply<const N: usize>(&self, inputs: &[&Array]) -> Result<[Array; N]> {
-        let handles: Vec<_> = inputs.iter().map(|x| x.as_ptr()).collect();
-        let stream = Stream::thread_local_or_default();
+    fn apply<'a, const N: usize>(&self, inputs: impl Iterator<Item = &'a Array>) -> Result<[Array; N]> {
+        let handles: SmallVec<[_; 8]> = inputs.map(Array::as_ptr).collect();
         // SAFETY: all handles are live; vectors are freed; the results are owned by nobody else.
         unsafe {
             let inputs = mlx_sys::mlx_vector_array_new_data(handles.as_ptr(), handles.len());
             let mut outputs = mlx_sys::mlx_vector_array_new();
-            let mut status = mlx_sys::mlx_fast_cuda_kernel_apply(
-                &mut outputs,
-                self.kernel,
-                inputs,
-                self.config,
-                stream.as_ptr(),
-            );
+            let mut status = raw::with_stream(|stream| {
+                mlx_sys::mlx_fast_cuda_kernel_apply(&mut outputs, self.kernel, inputs, self.config, stream)
+            });
             let results = std::array::from_fn(|i| {
                 let mut out = mlx_sys::mlx_array_new();
                 if status == 0 {
@@ -140,6 +123,23 @@ impl Launch {
     }
 }
 
+/// `body` with declarations of `constants` before it. MLX's own template arguments would be formatted at every call.
+fn with_constants(constants: &[(&CStr, Constant)], body: &CStr) -> CString {
+    let mut text = String::new();
+    for (name, constant) in constants {
+        let name = name.to_string_lossy();
+        text += &match constant {
+            Constant::Type(Dtype::Bfloat16) => format!("using {name} = __nv_bfloat16;\n"),
+            Constant::Type(_) => format!("using {name} = __half;\n"),
+            Constant::Int(n) => format!("constexpr int {name} = {n};\n"),
+            Constant::Bool(b) => format!("constexpr bool {name} = {b};\n"),
+            Constant::Null(t) => format!("constexpr const {t}* {name} = nullptr;\n"),
+        };
+    }
+    text += &body.to_string_lossy();
+    CString::new(text).unwrap_or_default()
+}
+
 /// A source without comments and indentation.
 fn terse(source: &str) -> CString {
     let lines = source.lines().map(|line| line.split("//").next().unwrap_or_default().trim());
@@ -151,6 +151,8 @@ static MATVEC: LazyLock<[CString; 2]> =
     LazyLock::new(|| sources("matvec", include_str!("cuda/matvec.cu"), include_str!("cuda/matvec_body.cu")));
 static ATTEND: LazyLock<[CString; 2]> =
     LazyLock::new(|| sources("attend", include_str!("cuda/attend.cu"), include_str!("cuda/attend_body.cu")));
+static MERGE: LazyLock<[CString; 2]> =
+    LazyLock::new(|| sources("attend", include_str!("cuda/attend.cu"), include_str!("cuda/merge_body.cu")));
 
 /// What MLX is given as header and body. It copies and hashes both at every call: so a long header is a line that includes
 /// a file, where one can be written.
@@ -202,6 +204,8 @@ pub(super) struct Matvec {
     pub out: usize,
     pub rows: usize,
     pub prologue: Prologue,
+    /// Of the norm, the bits of an `f32`.
+    pub eps: u32,
     pub bias: bool,
     pub residual: bool,
 }
@@ -217,6 +221,8 @@ pub(super) struct Attend {
     pub halves: bool,
     /// The bits of an `f32`.
     pub scale: u32,
+    /// Among how many blocks the positions before a head's query are divided.
+    pub splits: usize,
 }
 
 /// How a product is spread over the card: see `matvec_body.cu`.
@@ -234,18 +240,12 @@ struct Plan {
 #[derive(Debug, Default)]
 pub(super) struct Kernels {
     matvec: Mutex<HashMap<Matvec, Launch>>,
-    attend: Mutex<HashMap<Attend, Launch>>,
-    numbers: Mutex<HashMap<u32, Array>>,
+    /// And what merges the parts of each.
+    attend: Mutex<HashMap<Attend, (Launch, Launch)>>,
     length: Mutex<Option<(usize, Array)>>,
 }
 
 impl Kernels {
-    /// `eps` on the device.
-    pub(super) fn number(&self, value: f32) -> Array {
-        let mut known = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
-        known.entry(value.to_bits()).or_insert_with(|| Array::from_slice(&[value], &[1])).clone()
-    }
-
     /// `n` on the device: all layers of a step ask for the same.
     pub(super) fn length(&self, n: usize) -> Result<Array> {
         let mut known = self.length.lock().unwrap_or_else(PoisonError::into_inner);
@@ -259,8 +259,8 @@ impl Kernels {
         Ok(array)
     }
 
-    /// `inputs` in the order of `matvec_body.cu`.
-    pub(super) fn matvec(&self, what: Matvec, inputs: &[&Array; 9]) -> Result<Array> {
+    /// `inputs` in the order of `matvec_body.cu`, those that `what` has.
+    pub(super) fn matvec<'a>(&self, what: Matvec, inputs: impl Iterator<Item = &'a Array>) -> Result<Array> {
         let mut known = self.matvec.lock().unwrap_or_else(PoisonError::into_inner);
         let [out] = match known.get(&what) {
             Some(launch) => launch.apply(inputs)?,
@@ -269,13 +269,19 @@ impl Kernels {
         Ok(out)
     }
 
-    /// `inputs` in the order of `attend_body.cu`; what attention gives, and the rotated key.
-    pub(super) fn attend(&self, what: Attend, inputs: &[&Array; 5]) -> Result<[Array; 2]> {
+    /// `inputs` in the order of `attend_body.cu`; what attention gives, and the key and value that it wrote.
+    pub(super) fn attend(&self, what: Attend, inputs: &[&Array; 6]) -> Result<[Array; 2]> {
         let mut known = self.attend.lock().unwrap_or_else(PoisonError::into_inner);
-        match known.get(&what) {
-            Some(launch) => launch.apply(inputs),
-            None => known.entry(what).or_insert(what.launch()?).apply(inputs),
+        let (attend, merge) = match known.entry(what) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(new) => new.insert((what.launch()?, what.merge()?)),
+        };
+        let [out, rows] = attend.apply(inputs.iter().copied())?;
+        if what.splits == 1 {
+            return Ok([out, rows]);
         }
+        let [out] = merge.apply([&out].into_iter())?;
+        Ok([out, rows])
     }
 }
 
@@ -329,30 +335,48 @@ impl Matvec {
         let Plan { steps, wk, wr, blocks } = self.plan();
         let int = |n: usize| dim(n).map(Constant::Int);
         let [header, body] = &*MATVEC;
+        let (coded, normed) = (self.bits < 16, self.prologue == Prologue::RmsNorm);
+        let mut constants = vec![
+            (c"T", Constant::Type(self.dtype)),
+            (c"BITS", int(self.bits)?),
+            (c"GROUP", int(self.group)?),
+            (c"IN", int(self.inp)?),
+            (c"OUT", int(self.out)?),
+            (c"ROWS", int(self.rows)?),
+            (c"PROLOGUE", Constant::Int(self.prologue as i32)),
+            (c"EPS", Constant::Int(self.eps as i32)),
+            (c"BIAS", Constant::Bool(self.bias)),
+            (c"RESIDUAL", Constant::Bool(self.residual)),
+            (c"EXPERTS", Constant::Int(0)),
+            (c"STEPS", int(steps)?),
+            (c"WK", int(wk)?),
+            (c"WR", int(wr)?),
+        ];
+        let mut inputs = vec![c"x", c"w"];
+        let optional = [
+            (c"scales", coded),
+            (c"biases", coded),
+            (c"gain", normed),
+            (c"bias", self.bias),
+            (c"residual", self.residual),
+        ];
+        for (name, has) in optional {
+            match has {
+                true => inputs.push(name),
+                false => constants.push((name, Constant::Null("T"))),
+            }
+        }
+        constants.push((c"experts", Constant::Null("unsigned int")));
         Launch::new(&Call {
             name: c"matvec",
-            inputs: &[c"x", c"w", c"scales", c"biases", c"gain", c"eps", c"bias", c"residual", c"experts"],
+            inputs: &inputs,
             header,
             body,
             shared_memory: self.shared_memory(steps, wk, wr),
-            threads: [32 * wk * wr, blocks],
-            out: &[(c"out", [dim(self.rows)?, dim(self.out)?])],
-            dtype: self.dtype,
-            constants: &[
-                (c"T", Constant::Type(self.dtype)),
-                (c"BITS", int(self.bits)?),
-                (c"GROUP", int(self.group)?),
-                (c"IN", int(self.inp)?),
-                (c"OUT", int(self.out)?),
-                (c"ROWS", int(self.rows)?),
-                (c"PROLOGUE", Constant::Int(self.prologue as i32)),
-                (c"BIAS", Constant::Bool(self.bias)),
-                (c"RESIDUAL", Constant::Bool(self.residual)),
-                (c"EXPERTS", Constant::Int(0)),
-                (c"STEPS", int(steps)?),
-                (c"WK", int(wk)?),
-                (c"WR", int(wr)?),
-            ],
+            threads: 32 * wk * wr,
+            blocks: [blocks, 1],
+            out: &[(c"out", [dim(self.rows)?, dim(self.out)?], self.dtype)],
+            constants: &constants,
         })
     }
 
@@ -379,31 +403,72 @@ impl Matvec {
 
 impl Attend {
     const WARPS: usize = 16;
+    /// Positions that a block of its own is worth, beside a second kernel.
+    const SPLIT: usize = 512;
+
+    /// Among how many blocks to divide `len` positions of each of `heads` heads: as many as the card has twice.
+    pub(super) fn splits(heads: usize, len: usize) -> usize {
+        match len / Self::SPLIT {
+            0..=1 => 1,
+            n => n.min(2 * PROCESSORS / heads.max(1)).max(1),
+        }
+    }
+
+    /// What attention gives: a row, or parts of it.
+    fn out(self) -> Result<[(&'static CStr, [i32; 2], Dtype); 2]> {
+        let (width, kv) = (self.heads * self.head, dim(self.kv_heads * self.head)?);
+        let out = match self.splits {
+            1 => (c"out", [1, dim(width)?], self.dtype),
+            n => (c"out", [dim(n)?, dim(width + 2 * self.heads)?], Dtype::Float32),
+        };
+        Ok([out, (c"rows", [2, kv], self.dtype)])
+    }
 
     fn launch(self) -> Result<Launch> {
         let int = |n: usize| dim(n).map(Constant::Int);
+        let constants = [
+            (c"T", Constant::Type(self.dtype)),
+            (c"HEAD", int(self.head)?),
+            (c"HEADS", int(self.heads)?),
+            (c"KV_HEADS", int(self.kv_heads)?),
+            (c"PAIRS", int(self.pairs)?),
+            (c"HALVES", Constant::Bool(self.halves)),
+            (c"WARPS", int(Self::WARPS)?),
+            (c"SPLIT", Constant::Bool(self.splits > 1)),
+            (c"SCALE", Constant::Int(self.scale as i32)),
+        ];
         let [header, body] = &*ATTEND;
         Launch::new(&Call {
             name: c"attend",
-            inputs: &[c"qkv", c"keys", c"values", c"inv_freq", c"length"],
+            inputs: &[c"qkv", c"keys", c"values", c"inv_freq", c"length", c"after"],
             header,
             body,
             shared_memory: 0,
-            threads: [32 * Self::WARPS, self.heads],
-            out: &[
-                (c"out", [1, dim(self.heads * self.head)?]),
-                (c"key", [1, dim(self.kv_heads * self.head)?]),
-            ],
-            dtype: self.dtype,
+            threads: 32 * Self::WARPS,
+            blocks: [self.heads, self.splits],
+            out: &self.out()?,
+            constants: &constants,
+        })
+    }
+
+    /// The kernel that merges the parts.
+    fn merge(self) -> Result<Launch> {
+        let int = |n: usize| dim(n).map(Constant::Int);
+        let [header, body] = &*MERGE;
+        Launch::new(&Call {
+            name: c"attend_merge",
+            inputs: &[c"parts"],
+            header,
+            body,
+            shared_memory: 0,
+            threads: self.head,
+            blocks: [self.heads, 1],
+            out: &[(c"out", [1, dim(self.heads * self.head)?], self.dtype)],
             constants: &[
                 (c"T", Constant::Type(self.dtype)),
                 (c"HEAD", int(self.head)?),
                 (c"HEADS", int(self.heads)?),
-                (c"KV_HEADS", int(self.kv_heads)?),
-                (c"PAIRS", int(self.pairs)?),
-                (c"HALVES", Constant::Bool(self.halves)),
-                (c"WARPS", int(Self::WARPS)?),
-                (c"SCALE", Constant::Int(self.scale as i32)),
+                (c"SPLITS", int(self.splits)?),
             ],
         })
     }

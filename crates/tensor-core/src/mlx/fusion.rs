@@ -1,71 +1,19 @@
 //! What the kernels of `cuda.rs` take over: products of a few rows with what comes before and after them, and the
 //! attention of one token. Each says no by returning `None`, and the operations run one by one.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use mlx_rs::{Array, Dtype};
 
 use super::cuda::{Attend, Matvec, Prologue};
+use super::tensor::{Asked, Columns, Turn, Written};
 use super::weight::{MlxWeight, dims};
 use super::{Mlx, MlxTensor};
 use crate::{Activation, AttnParams, AttnSpan, Batch, Input, Pairing, Result, Rope};
 
 /// Rows that a fused product takes at most.
 const ROWS: usize = 8;
-/// Positions from which attention is divided among more blocks than there are heads: MLX's own does that.
-const LONG: usize = 4096;
-
-/// How a tensor was made.
-#[derive(Clone, Debug, Default)]
-pub(super) enum Origin {
-    #[default]
-    Unknown,
-    /// Columns of one row.
-    Columns(Columns),
-    /// A buffer, one row of which was just written.
-    Written {
-        /// The buffer as it was before.
-        before: Array,
-        /// The row.
-        at: usize,
-        /// What it holds now.
-        row: Columns,
-        /// The row as a fused kernel made it: the buffer's next state is `before` with that, and the operations that
-        /// would make it are never computed.
-        made: Arc<Mutex<Option<Array>>>,
-    },
-}
-
-/// Columns from `from` on of the one row of `of`.
-#[derive(Clone, Debug)]
-pub(super) struct Columns {
-    pub of: Array,
-    /// Parts of the same row share it.
-    pub row: Arc<()>,
-    pub from: usize,
-    pub turn: Option<Turn>,
-}
-
-/// A rotation of all heads.
-#[derive(Clone, Debug)]
-pub(super) struct Turn {
-    inv_freq: Array,
-    /// The same for the same frequencies.
-    number: usize,
-    head_dim: usize,
-    pairs: usize,
-    halves: bool,
-    position: usize,
-}
-
-impl Turn {
-    fn is(&self, other: &Self) -> bool {
-        self.number == other.number
-            && self.head_dim == other.head_dim
-            && self.halves == other.halves
-            && self.position == other.position
-    }
-}
 
 impl Mlx {
     /// Whether our kernels run here.
@@ -99,7 +47,7 @@ impl Mlx {
         let gain = norm.map(|(w, _)| w.vector("rms_norm")).transpose()?;
         let bias = bias.map(|b| b.vector("linear bias")).transpose()?;
         // The kernels read 16 bytes at a time, and columns of a row may start anywhere.
-        let whole = |x: &MlxTensor| matches!(x.origin, Origin::Unknown) && x.array.dtype() == self.dtype();
+        let whole = |x: &MlxTensor| x.made().is_some_and(|x| x.dtype() == self.dtype());
         let narrow = |x: &&Array| x.dtype() == self.dtype();
         // What does not fit is the plain operations' to refuse.
         let fits = whole(x)
@@ -110,108 +58,122 @@ impl Mlx {
             && gain.is_none_or(|g| g.size() == inp)
             && bias.is_none_or(|b| b.size() == out)
             && residual.is_none_or(|h| h.shape() == [rows, out]);
-        let dtype = self.dtype();
         let what = Matvec {
-            dtype,
+            dtype: self.dtype(),
             bits: stored.bits,
             group: stored.group,
             inp,
             out,
             rows,
             prologue,
+            eps: norm.map_or(0.0, |(_, eps)| eps).to_bits(),
             bias: bias.is_some(),
             residual: residual.is_some(),
         };
-        if !fits || !what.is_possible() {
+        let Some(x) = x.made().filter(|_| fits && what.is_possible()) else { return Ok(None) };
+        let residual = residual.and_then(MlxTensor::made);
+        let inputs =
+            [Some(x), Some(stored.codes), stored.scales, stored.biases, gain, bias, residual].into_iter();
+        let y = self.0.kernels.matvec(what, inputs.flatten())?;
+        Ok(Some(MlxTensor::shaped(y, [rows, out])))
+    }
+
+    /// The columns of `x` as `rope` turns them, if they are of one row and not turned yet.
+    pub(super) fn turned(&self, x: &MlxTensor, rope: &Rope, batch: &Batch) -> Result<Option<Columns>> {
+        let (Some(columns), [position]) = (x.columns(), batch.positions()) else { return Ok(None) };
+        if columns.turn.is_some() || rope.scale != 1.0 {
             return Ok(None);
         }
-        let none = &x.array;
-        let eps = self.0.kernels.number(norm.map_or(0.0, |(_, eps)| eps));
-        let inputs = [
-            &x.array,
-            stored.codes,
-            stored.scales.unwrap_or(none),
-            stored.biases.unwrap_or(none),
-            gain.unwrap_or(none),
-            &eps,
-            bias.unwrap_or(none),
-            residual.map_or(none, |h| &h.array),
-            // Not read: there are no experts.
-            none,
-        ];
-        self.0.kernels.matvec(what, &inputs).map(|y| Some(y.into()))
+        let turn = Turn { rope: self.0.ropes.shared(rope)?, position: *position as usize };
+        Ok(Some(Columns { turn: Some(turn), ..columns.clone() }))
     }
 
-    /// Whether what is made of columns of `x` may be fused: it is one row, and not columns of one itself.
-    pub(super) fn is_row(&self, x: &MlxTensor) -> bool {
-        self.fuses() && x.shape()[0] == 1 && matches!(x.origin, Origin::Unknown)
-    }
-
-    /// What is known of `x` once `rope` has turned it.
-    pub(super) fn turned(&self, x: &MlxTensor, rope: &Rope, batch: &Batch) -> Result<Origin> {
-        let (Origin::Columns(columns), [position]) = (&x.origin, batch.positions()) else {
-            return Ok(Origin::Unknown);
-        };
-        if columns.turn.is_some() || rope.scale != 1.0 {
-            return Ok(Origin::Unknown);
+    /// `x: [1, heads * head_dim]` turned by MLX.
+    pub(super) fn turn_row(&self, x: &Array, turn: &Turn) -> Result<Array> {
+        let Turn { rope, position } = turn;
+        match self.dtype() {
+            Dtype::Float32 => self.0.ropes.exact(x, rope, &[*position as u32]),
+            _ => self.0.ropes.fast_row(x, rope, *position),
         }
-        let (inv_freq, number) = self.0.ropes.inv_freq(rope)?;
-        let turn = Turn {
-            inv_freq,
-            number,
-            head_dim: rope.head_dim,
-            pairs: rope.inv_freq.len(),
-            halves: rope.pairing == Pairing::Halves,
-            position: *position as usize,
-        };
-        Ok(Origin::Columns(Columns { turn: Some(turn), ..columns.clone() }))
     }
 
-    /// [`Backend::attention`](crate::Backend::attention) of one token, with the rotation of its query and key, in one kernel.
+    /// [`Backend::attention`](crate::Backend::attention) of one token, with the rotation of its query and key and the
+    /// writes that were asked for, in one kernel.
     pub(super) fn fused_attention(
         &self,
         q: &MlxTensor,
         span: &AttnSpan<'_, MlxTensor>,
         p: &AttnParams,
     ) -> Result<Option<MlxTensor>> {
-        let [Origin::Columns(query), Origin::Written { before: keys, at, row: key, made }] =
-            [&q.origin, &span.k.origin]
+        if !self.fuses() || std::ptr::eq(span.k, span.v) {
+            return Ok(None);
+        }
+        let (Some(query), Some(mut keys), Some(mut values)) = (q.columns(), span.k.buffer(), span.v.buffer())
         else {
             return Ok(None);
         };
-        let Origin::Written { before: values, at: value_at, row: value, .. } = &span.v.origin else {
+        let (Some(Asked { at, row: key }), Some(Asked { at: value_at, row: value })) =
+            (&keys.asked, &values.asked)
+        else {
             return Ok(None);
         };
         let (Some(turn), Some(key_turn)) = (&query.turn, &key.turn) else { return Ok(None) };
-        let len = span.layout.len;
+        let (len, at) = (span.layout.len, *at);
         let window = p.narrower(span.window).into_iter().chain(p.chunk).min().unwrap_or(usize::MAX);
-        let in_order = span.layout.keep == 0 && len <= span.layout.ring && window >= len && len <= LONG;
+        let in_order = span.layout.keep == 0 && len <= span.layout.ring && window >= len;
         let one_row = Arc::ptr_eq(&query.row, &key.row)
             && Arc::ptr_eq(&query.row, &value.row)
             && value.turn.is_none()
             && [query.from, key.from, value.from] == [0, p.q_dim(), p.q_dim() + p.k_dim()]
             && query.of.dim(1) as usize == p.q_dim() + p.k_dim() + p.v_dim();
-        let latest = [*at, *value_at, turn.position] == [len - 1; 3] && turn.is(key_turn);
+        let latest = [at, *value_at, turn.position] == [len - 1; 3] && turn.is(key_turn);
         let heads =
-            [64, 128, 256].contains(&p.head_dim) && turn.head_dim == p.head_dim && p.softcap.is_none();
+            [64, 128, 256].contains(&p.head_dim) && turn.rope.head_dim == p.head_dim && p.softcap.is_none();
         let heads = heads && p.v_head_dim == p.head_dim;
-        let typed = [&query.of, keys, values].iter().all(|x| x.dtype() == self.dtype());
-        if !(typed && in_order && one_row && latest && heads && span.rows == (0..1)) {
+        let typed = [&query.of, &keys.array, &values.array].iter().all(|x| x.dtype() == self.dtype());
+        let several = span.k.shape()[0] > 1 && span.v.shape()[0] > 1;
+        if !(typed && in_order && one_row && latest && heads && several && span.rows == (0..1)) {
             return Ok(None);
         }
+
+        let asks = self.0.evals.load(Ordering::Relaxed) + self.0.submits.load(Ordering::Relaxed);
+        // Kernels before this one wrote both or neither. What they wrote counts as there once it is under way.
+        let chained = match (&keys.written, &values.written) {
+            (None, None) => true,
+            (Some(k), Some(v)) => Arc::ptr_eq(&k.call, &v.call) && k.asks != asks,
+            _ => false,
+        };
+        for (buffer, shape) in [(&mut *keys, span.k.shape()), (&mut *values, span.v.shape())] {
+            let Some(Asked { row, .. }) = buffer.asked.take() else { continue };
+            let own = buffer.read_to <= at;
+            if !chained || !own {
+                buffer.settle(shape, self)?;
+            }
+            if !own {
+                // Any update makes it the kernel's to write to; this one's row is written over.
+                let row = Columns { turn: None, ..row }.array(shape[1], self)?;
+                buffer.update(at, &row, 1, shape)?;
+            }
+        }
+        let splits = Attend::splits(p.heads, len);
         let what = Attend {
             dtype: self.dtype(),
             head: p.head_dim,
             heads: p.heads,
             kv_heads: p.kv_heads,
-            pairs: turn.pairs,
-            halves: turn.halves,
+            pairs: turn.rope.inv_freq.len(),
+            halves: turn.rope.pairing == Pairing::Halves,
             scale: p.scale.to_bits(),
+            splits,
         };
-        let length = self.0.kernels.length(len - 1)?;
-        let inputs = [&query.of, keys, values, &turn.inv_freq, &length];
-        let [out, key] = self.0.kernels.attend(what, &inputs)?;
-        *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
-        Ok(Some(out.into()))
+        let (rates, length) = (self.0.ropes.rates(&turn.rope)?, self.0.kernels.length(len - 1)?);
+        let after = keys.written.as_ref().map_or(&query.of, |written| &written.rows);
+        let inputs = [&query.of, &keys.array, &values.array, &rates, &length, after];
+        let [out, rows] = self.0.kernels.attend(what, &inputs)?;
+        let call = Arc::new(());
+        for (which, buffer) in [&mut *keys, &mut *values].into_iter().enumerate() {
+            buffer.written = Some(Written { at, rows: rows.clone(), which, call: Arc::clone(&call), asks });
+        }
+        Ok(Some(MlxTensor::shaped(out, [1, p.q_dim()])))
     }
 }

@@ -13,19 +13,23 @@ mod cuda;
 mod fusion;
 mod raw;
 mod rope;
+mod tensor;
 mod weight;
 
+use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use mlx_rs::{Array, Dtype, fast, memory, ops, transforms};
 use rillm_quant::{FloatType, Format, RawTensor};
+use smallvec::SmallVec;
 
 use self::builder::On;
 use self::cuda::Kernels;
-use self::fusion::{Columns, Origin};
 use self::rope::Ropes;
+use self::tensor::Columns;
 use self::weight::{Matrix, dims};
 use crate::backend::project_in_parts;
 use crate::cpu::Precision;
@@ -34,6 +38,7 @@ use crate::{
 };
 
 pub use self::builder::{MlxBuilder, MlxDevice};
+pub use self::tensor::MlxTensor;
 pub use self::weight::MlxWeight;
 
 /// The MLX backend. Clones share everything.
@@ -52,48 +57,30 @@ struct Inner {
     kernels: Kernels,
     evals: AtomicUsize,
     submits: AtomicUsize,
+    /// Nanoseconds, as those of [`MlxCounts`].
+    submitting: AtomicU64,
+    waiting: AtomicU64,
 }
 
-/// Activations, or a key buffer: `[rows, cols]`.
-#[derive(Clone, Debug)]
-pub struct MlxTensor {
-    array: Array,
-    /// How it was made, where a fused kernel may do that on its way instead.
-    origin: Origin,
+/// Adds what `f` takes to `nanoseconds`.
+fn timed<T>(nanoseconds: &AtomicU64, f: impl FnOnce() -> T) -> T {
+    let started = Instant::now();
+    let answer = f();
+    nanoseconds.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    answer
 }
 
-impl From<Array> for MlxTensor {
-    fn from(array: Array) -> Self {
-        Self { array, origin: Origin::Unknown }
-    }
-}
-
-impl MlxTensor {
-    /// The array, with the row that was written last as a fused kernel made it, if one did.
-    fn settled(&self) -> Result<Array> {
-        match &self.origin {
-            Origin::Written { before, at, made, .. } => {
-                match &*made.lock().unwrap_or_else(PoisonError::into_inner) {
-                    Some(row) => raw::slice_update(before, row, [dim(*at)?, 0], [dim(*at + 1)?, row.dim(1)]),
-                    None => Ok(self.array.clone()),
-                }
-            }
-            _ => Ok(self.array.clone()),
-        }
-    }
-
-    fn shape(&self) -> [usize; 2] {
-        [self.array.dim(0) as usize, self.array.dim(1) as usize]
-    }
-}
-
-/// How often a backend asked MLX to compute.
+/// How often a backend asked MLX to compute, and what the host did meanwhile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MlxCounts {
     /// Calls that waited: `eval`.
     pub evals: usize,
     /// Calls that did not: `async_eval`.
     pub submits: usize,
+    /// Time in the latter.
+    pub submitting: Duration,
+    /// Time in the former, and until ids could be read.
+    pub waiting: Duration,
 }
 
 /// Memory that MLX holds, in bytes. The process has one MLX: this counts all of its backends.
@@ -149,6 +136,8 @@ impl Mlx {
         MlxCounts {
             evals: self.0.evals.load(Ordering::Relaxed),
             submits: self.0.submits.load(Ordering::Relaxed),
+            submitting: Duration::from_nanos(self.0.submitting.load(Ordering::Relaxed)),
+            waiting: Duration::from_nanos(self.0.waiting.load(Ordering::Relaxed)),
         }
     }
 
@@ -186,7 +175,7 @@ impl Mlx {
 
     fn eval(&self, arrays: &[&Array]) -> Result<()> {
         self.0.evals.fetch_add(1, Ordering::Relaxed);
-        transforms::eval(arrays.iter().copied()).map_err(exception)
+        timed(&self.0.waiting, || transforms::eval(arrays.iter().copied())).map_err(exception)
     }
 
     /// `x` by stacked matrices, side by side.
@@ -254,6 +243,14 @@ fn activated(act: Activation, x: &Array) -> mlx_rs::error::Result<Array> {
         }
         Activation::Relu => ops::maximum(x, number(0.0)?),
         Activation::Relu2 => ops::maximum(x, number(0.0)?)?.square(),
+        Activation::Sigmoid => ops::sigmoid(x),
+        Activation::Clip { limit } => ops::maximum(ops::minimum(x, number(limit)?)?, number(-limit)?),
+        Activation::XIelu { positive, negative, slope } => {
+            let (p, n) = (ops::maximum(x, number(0.0)?)?, ops::minimum(x, number(0.0)?)?);
+            let above = p.square()?.multiply(number(positive)?)?;
+            let below = ops::expm1(&n)?.subtract(&n)?.multiply(number(negative)?)?;
+            above.add(below)?.add(x.multiply(number(slope)?)?)
+        }
     }
 }
 
@@ -296,15 +293,14 @@ impl Backend for Mlx {
     }
 
     fn tensor_bytes(&self, x: &MlxTensor) -> usize {
-        x.array.nbytes()
+        x.shape()[0] * x.shape()[1] * raw::size_of_dtype(self.dtype())
     }
 
     fn embed(&self, table: &MlxWeight, ids: Ids<'_, Self>) -> Result<MlxTensor> {
         let matrices = table.matrices("embed")?;
         let Some(matrix) = matrices.first() else { return Err(shape("embed", [0, 0], [1, 1])) };
-        let picked;
         let ids = match ids {
-            Ids::Device(ids) => &ids.array,
+            Ids::Device(ids) => ids.array(self)?,
             Ids::Host(ids) => {
                 if let Some(&token) = ids.iter().find(|id| **id as usize >= matrix.rows) {
                     return Err(Error::TokenOutOfRange { token, vocab: matrix.rows });
@@ -312,11 +308,9 @@ impl Backend for Mlx {
                 if ids.is_empty() {
                     return tensor(ops::zeros_dtype(&[0, dim(matrix.cols)?], self.dtype()));
                 }
-                picked = Array::from_slice(ids, &[dim(ids.len())?]);
-                &picked
+                Cow::Owned(Array::from_slice(ids, &[dim(ids.len())?]))
             }
         };
-        let ids = ids.reshape(&[ids.size() as i32]).map_err(exception)?;
         matrix.rows_of(&ids, self.dtype()).map(MlxTensor::from)
     }
 
@@ -330,7 +324,7 @@ impl Backend for Mlx {
         if let Some(b) = bias.filter(|b| b.size() != out) {
             return Err(shape("linear bias", [1, b.size()], [1, out]));
         }
-        let y = self.product(&x.array, matrices)?;
+        let y = self.product(&*x.array(self)?, matrices)?;
         match bias {
             Some(b) => tensor(y.add(b)),
             None => Ok(y.into()),
@@ -344,9 +338,9 @@ impl Backend for Mlx {
             return Err(shape("rms_norm", [t, d], [t, n]));
         }
         if n == d {
-            return tensor(fast::rms_norm(&x.array, Some(w), eps));
+            return tensor(fast::rms_norm(&*x.array(self)?, Some(w), eps));
         }
-        let heads = x.array.reshape(&[dim(t)?, dim(d / n)?, dim(n)?]).map_err(exception)?;
+        let heads = x.array(self)?.reshape(&[dim(t)?, dim(d / n)?, dim(n)?]).map_err(exception)?;
         let y = fast::rms_norm(heads, Some(w), eps);
         tensor(y.and_then(|y| y.reshape(&[t as i32, d as i32])))
     }
@@ -360,10 +354,17 @@ impl Backend for Mlx {
     ) -> Result<MlxTensor> {
         let ([t, d], w) = (x.shape(), w.vector("layer_norm")?);
         let bias = bias.map(|b| b.vector("layer_norm bias")).transpose()?;
-        if d != w.size() || bias.is_some_and(|b| b.size() != d) {
-            return Err(shape("layer_norm", [t, d], [t, w.size()]));
+        let n = w.size();
+        if n == 0 || !d.is_multiple_of(n) || bias.is_some_and(|b| b.size() != n) {
+            return Err(shape("layer_norm", [t, d], [t, n]));
         }
-        tensor(fast::layer_norm(&x.array, Some(w), bias, eps))
+        let x = x.array(self)?;
+        if n == d {
+            return tensor(fast::layer_norm(&*x, Some(w), bias, eps));
+        }
+        let heads = x.reshape(&[dim(t)?, dim(d / n)?, dim(n)?]).map_err(exception)?;
+        let y = fast::layer_norm(heads, Some(w), bias, eps);
+        tensor(y.and_then(|y| y.reshape(&[t as i32, d as i32])))
     }
 
     fn rope(&self, x: MlxTensor, rope: &Rope, batch: &Batch) -> Result<MlxTensor> {
@@ -371,12 +372,15 @@ impl Backend for Mlx {
         if rope.inv_freq.is_empty() || batch.rows() == 0 {
             return Ok(x);
         }
+        if let Some(columns) = self.turned(&x, rope, batch)? {
+            return Ok(MlxTensor::of_columns(columns, x.shape()));
+        }
         // Where bits matter, angles are those of the reference, not of a reciprocal's reciprocal.
         let turned = match self.dtype() {
-            Dtype::Float32 => self.0.ropes.exact(&x.array, rope, batch)?,
-            _ => self.0.ropes.fast(&x.array, rope, batch)?,
+            Dtype::Float32 => self.0.ropes.exact(&*x.array(self)?, rope, batch.positions())?,
+            _ => self.0.ropes.fast(&*x.array(self)?, rope, batch)?,
         };
-        Ok(MlxTensor { array: turned, origin: self.turned(&x, rope, batch)? })
+        Ok(turned.into())
     }
 
     fn attention(
@@ -404,37 +408,60 @@ impl Backend for Mlx {
             {
                 return Ok(y);
             }
-            return attention::attention(&q.array, span, p, sinks).map(MlxTensor::from);
+            return attention::attention(self, &*q.array(self)?, span, (p, sinks)).map(MlxTensor::from);
         }
+        let q = q.array(self)?;
         let parts = spans.iter().map(|span| {
-            let rows = raw::slice(&q.array, [dim(span.rows.start)?, 0], [dim(span.rows.end)?, dim(d)?])?;
-            attention::attention(&rows, span, p, sinks)
+            let rows = raw::slice(&q, [dim(span.rows.start)?, 0], [dim(span.rows.end)?, dim(d)?])?;
+            attention::attention(self, &rows, span, (p, sinks))
         });
         tensor(ops::concatenate(&parts.collect::<Result<Vec<_>>>()?, 0))
     }
 
     fn activate(&self, act: Activation, x: MlxTensor) -> Result<MlxTensor> {
-        tensor(activated(act, &x.array))
+        tensor(activated(act, &*x.array(self)?))
     }
 
     fn gate(&self, act: Activation, gate: MlxTensor, up: &MlxTensor) -> Result<MlxTensor> {
         same_shape("gate", up, &gate)?;
-        tensor(activated(act, &gate.array).and_then(|g| g.multiply(&up.array)))
+        let (gate, up) = (gate.array(self)?, up.array(self)?);
+        tensor(activated(act, &gate).and_then(|g| g.multiply(&*up)))
     }
 
     fn add(&self, x: MlxTensor, y: &MlxTensor) -> Result<MlxTensor> {
         same_shape("add", y, &x)?;
-        tensor(x.array.add(&y.array))
+        tensor(x.array(self)?.add(&*y.array(self)?))
     }
 
     fn scale(&self, x: MlxTensor, factor: f32) -> Result<MlxTensor> {
-        let factor = Array::from_f32(factor).as_dtype(x.array.dtype());
-        tensor(factor.and_then(|f| x.array.multiply(f)))
+        let x = x.array(self)?;
+        let factor = Array::from_f32(factor).as_dtype(x.dtype());
+        tensor(factor.and_then(|f| x.multiply(f)))
+    }
+
+    fn scale_rows(&self, x: MlxTensor, factors: &[f32]) -> Result<MlxTensor> {
+        let [t, d] = x.shape();
+        if factors.len() != t {
+            return Err(shape("scale_rows", [factors.len(), d], [t, d]));
+        }
+        let x = x.array(self)?;
+        let factors = Array::from_slice(factors, &[dim(t)?, 1]).as_dtype(x.dtype());
+        tensor(factors.and_then(|f| x.multiply(f)))
+    }
+
+    fn scale_cols(&self, x: MlxTensor, factors: &MlxWeight) -> Result<MlxTensor> {
+        let ([t, d], factors) = (x.shape(), factors.vector("scale_cols")?);
+        if factors.size() != d {
+            return Err(shape("scale_cols", [t, factors.size()], [t, d]));
+        }
+        let x = x.array(self)?;
+        tensor(factors.as_dtype(x.dtype()).and_then(|f| x.multiply(f)))
     }
 
     fn softcap(&self, x: MlxTensor, cap: f32) -> Result<MlxTensor> {
-        let dtype = x.array.dtype();
-        let y = x.array.as_dtype(Dtype::Float32).and_then(|x| x.divide(Array::from_f32(cap)));
+        let x = x.array(self)?;
+        let dtype = x.dtype();
+        let y = x.as_dtype(Dtype::Float32).and_then(|x| x.divide(Array::from_f32(cap)));
         let y = y.and_then(ops::tanh).and_then(|y| y.multiply(Array::from_f32(cap)));
         tensor(y.and_then(|y| y.as_dtype(dtype)))
     }
@@ -445,23 +472,24 @@ impl Backend for Mlx {
         if all != d {
             return Err(shape("split_cols", [t, d], [t, all]));
         }
-        let row = self.is_row(&x).then(|| Arc::new(()));
+        // Columns of one row wait until somebody needs them as an array.
+        let row = (t == 1).then(|| Arc::new(()));
+        let (from_one, of) = (x.columns().is_none(), x.array(self)?);
         let mut at = 0;
         let mut parts = [const { None }; N];
         for (part, width) in parts.iter_mut().zip(widths) {
-            let (from, to) = (dim(at)?, dim(at + width)?);
-            let array = raw::slice(&x.array, [0, from], [dim(t)?, to])?;
-            let origin = match &row {
-                Some(row) => {
-                    let (of, row) = (x.array.clone(), Arc::clone(row));
-                    Origin::Columns(Columns { of, row, from: at, turn: None })
+            *part = Some(match &row {
+                Some(row) if from_one => {
+                    let columns =
+                        Columns { of: of.clone().into_owned(), row: Arc::clone(row), from: at, turn: None };
+                    MlxTensor::of_columns(columns, [t, width])
                 }
-                None => Origin::Unknown,
-            };
-            *part = Some(MlxTensor { array, origin });
+                _ => raw::slice(&of, [0, dim(at)?], [dim(t)?, dim(at + width)?])?.into(),
+            });
             at += width;
         }
-        Ok(parts.map(|part| part.unwrap_or_else(|| x.clone())))
+        let whole = MlxTensor::from(of.clone().into_owned());
+        Ok(parts.map(|part| part.unwrap_or_else(|| whole.clone())))
     }
 
     fn take_rows(&self, x: &MlxTensor, rows: &[usize]) -> Result<MlxTensor> {
@@ -470,16 +498,17 @@ impl Backend for Mlx {
             return Err(shape("take_rows", [t, d], [row.saturating_add(1), d]));
         }
         let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
-            return tensor(ops::zeros_dtype(&[0, dim(d)?], x.array.dtype()));
+            return tensor(ops::zeros_dtype(&[0, dim(d)?], self.dtype()));
         };
         if rows.windows(2).all(|w| w[1] == w[0] + 1) {
             if rows.len() == t {
                 return Ok(x.clone());
             }
-            return raw::slice(&x.array, [dim(*first)?, 0], [dim(*last + 1)?, dim(d)?]).map(MlxTensor::from);
+            return raw::slice(&*x.array(self)?, [dim(*first)?, 0], [dim(*last + 1)?, dim(d)?])
+                .map(MlxTensor::from);
         }
         let ids: Vec<u32> = rows.iter().map(|r| *r as u32).collect();
-        tensor(x.array.take_axis(Array::from_slice(&ids, &[dim(ids.len())?]), 0))
+        tensor(x.array(self)?.take_axis(Array::from_slice(&ids, &[dim(ids.len())?]), 0))
     }
 
     fn write_rows(&self, dst: &mut MlxTensor, at: usize, src: &MlxTensor, rows: Range<usize>) -> Result<()> {
@@ -487,25 +516,15 @@ impl Backend for Mlx {
         if rows.is_empty() {
             return Ok(());
         }
+        if let Some(columns) = src.columns() {
+            return dst.ask(at, columns.clone(), self);
+        }
         let ([t, d], n) = (src.shape(), rows.len());
-        let cols = dim(d)?;
-        let mut update = src.array.clone();
+        let mut update = src.rows(rows.end, self)?;
         if n < t {
-            update = raw::slice(&update, [dim(rows.start)?, 0], [dim(rows.end)?, cols])?;
+            update = Cow::Owned(raw::slice(&update, [dim(rows.start)?, 0], [dim(rows.end)?, dim(d)?])?);
         }
-        if update.dtype() != dst.array.dtype() {
-            update = update.as_dtype(dst.array.dtype()).map_err(exception)?;
-        }
-        let (from, to) = ([dim(at)?, 0], [dim(at + n)?, cols]);
-        let before = dst.settled()?;
-        dst.array = raw::slice_update(&before, &update, from, to)?;
-        dst.origin = match &src.origin {
-            Origin::Columns(row) if n == 1 => {
-                Origin::Written { before, at, row: row.clone(), made: Arc::default() }
-            }
-            _ => Origin::Unknown,
-        };
-        Ok(())
+        dst.put(at, &update, n, self)
     }
 
     fn project(
@@ -540,10 +559,10 @@ impl Backend for Mlx {
 
     fn read(&self, x: &MlxTensor, out: &mut Vec<f32>) -> Result<()> {
         out.clear();
-        if x.array.size() == 0 {
+        if x.shape().contains(&0) {
             return Ok(());
         }
-        let x = x.array.as_dtype(Dtype::Float32).and_then(|x| x.contiguous()).map_err(exception)?;
+        let x = x.array(self)?.as_dtype(Dtype::Float32).and_then(|x| x.contiguous()).map_err(exception)?;
         self.eval(&[&x])?;
         let values = x.try_as_slice::<f32>().map_err(|e| error(e.to_string()))?;
         out.extend_from_slice(values);
@@ -551,23 +570,26 @@ impl Backend for Mlx {
     }
 
     fn argmax(&self, logits: &MlxTensor) -> Result<Option<MlxTensor>> {
-        let ids = ops::indexing::argmax_axis(&logits.array, -1, true).map_err(exception)?;
-        Ok(Some(ids.into()))
+        let ids = ops::indexing::argmax_axis(&*logits.array(self)?, -1, false).map_err(exception)?;
+        Ok(Some(MlxTensor::shaped(ids, [logits.shape()[0], 1])))
     }
 
     fn read_ids(&self, ids: &MlxTensor, out: &mut Vec<u32>) -> Result<()> {
-        let values = ids.array.try_as_slice::<u32>().map_err(|e| error(e.to_string()))?;
+        let ids = ids.array(self)?;
+        let values = timed(&self.0.waiting, || ids.try_as_slice::<u32>());
+        let values = values.map_err(|e| error(e.to_string()))?;
         out.extend_from_slice(values);
         Ok(())
     }
 
     fn submit(&self, xs: &[&MlxTensor]) -> Result<()> {
+        let arrays = xs.iter().map(|x| x.last(self)).collect::<Result<SmallVec<[_; 4]>>>()?;
         self.0.submits.fetch_add(1, Ordering::Relaxed);
-        transforms::async_eval(xs.iter().map(|x| &x.array)).map_err(exception)
+        timed(&self.0.submitting, || transforms::async_eval(&arrays)).map_err(exception)
     }
 
     fn evaluate(&self, xs: &[&MlxTensor]) -> Result<()> {
-        let arrays: Vec<&Array> = xs.iter().map(|x| &x.array).collect();
-        self.eval(&arrays)
+        let arrays = xs.iter().map(|x| x.last(self)).collect::<Result<Vec<_>>>()?;
+        self.eval(&arrays.iter().collect::<Vec<_>>())
     }
 }

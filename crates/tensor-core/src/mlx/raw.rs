@@ -1,8 +1,10 @@
 //! The calls of mlx-c that mlx-rs has no function for, or only a detour. Nothing of inference here.
 
+use std::cell::RefCell;
 use std::ffi::CStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use mlx_rs::{Array, Dtype, Stream};
+use mlx_rs::{Array, Device, Dtype, Stream};
 use mlx_sys::{mlx_array, mlx_array_new, mlx_optional_dtype, mlx_optional_int};
 
 use super::error;
@@ -42,12 +44,34 @@ fn handle(array: Option<&Array>) -> mlx_array {
     array.map_or_else(|| unsafe { mlx_array_new() }, Array::as_ptr)
 }
 
+/// How often the process has chosen another default device.
+static CHOICES: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// The default stream of this thread, and after how many choices it was looked up.
+    static STREAM: RefCell<Option<(usize, Stream)>> = const { RefCell::new(None) };
+}
+
+/// Makes `device` the default.
+pub(super) fn set_device(device: &Device) {
+    Device::set_default(device);
+    CHOICES.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Calls `f` with the default stream, looked up once: that takes four calls.
+pub(super) fn with_stream<T>(f: impl FnOnce(mlx_sys::mlx_stream) -> T) -> T {
+    let choices = CHOICES.load(Ordering::Relaxed);
+    STREAM.with_borrow_mut(|known| match known {
+        Some((at, stream)) if *at == choices => f(stream.as_ptr()),
+        _ => f(known.insert((choices, Stream::thread_local_or_default())).1.as_ptr()),
+    })
+}
+
 /// What `f` stores. mlx-rs has had an operation by then, so failures come back as a status, not as an exit.
 fn call(op: &'static str, f: impl FnOnce(*mut mlx_array, mlx_sys::mlx_stream) -> i32) -> Result<Array> {
-    let stream = Stream::thread_local_or_default();
     // SAFETY: an empty handle, which `f` fills or leaves.
     let mut out = unsafe { mlx_array_new() };
-    let status = f(&mut out, stream.as_ptr());
+    let status = with_stream(|stream| f(&mut out, stream));
     // SAFETY: the handle is owned by nobody else.
     let array = unsafe { Array::from_ptr(out) };
     if status == 0 { Ok(array) } else { Err(error(format!("{op} failed"))) }

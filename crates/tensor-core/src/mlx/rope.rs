@@ -1,35 +1,31 @@
 //! Rotary embeddings: MLX's fused one, or tables of cosines and sines where results have to be exact.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mlx_rs::{Array, fast, ops};
 
 use super::raw::slice;
 use super::{dim, exception};
-use crate::{Batch, Pairing, Result, Rope, Span};
+use crate::{Batch, Pairing, Result, Rope};
 
-/// Arrays kept: families have at most two sets of frequencies, and all layers of a pass share them.
+/// Ropes kept: families have at most two, and all layers of a pass share them.
 const KEPT: usize = 4;
 
-/// Numbers of a rope on the device, made from its `inv_freq`.
+/// A rope that was used, and its numbers on the device.
 #[derive(Debug)]
-struct Uploaded {
-    inv_freq: Vec<f32>,
-    array: Array,
-    /// Which upload it was.
-    number: usize,
+struct Known {
+    rope: Arc<Rope>,
+    /// `1 / inv_freq`, which is what MLX takes.
+    periods: Array,
+    /// `inv_freq` itself, which is what our kernels take.
+    rates: Array,
 }
 
 /// What is computed on the host for a rope, kept from one layer to the next.
 #[derive(Debug, Default)]
 pub(super) struct Ropes {
-    /// `1 / inv_freq`, which is what MLX takes.
-    freqs: Mutex<Vec<Uploaded>>,
-    /// `inv_freq` itself, which is what our kernels take.
-    rates: Mutex<Vec<Uploaded>>,
+    known: Mutex<Vec<Known>>,
     tables: Mutex<Vec<Table>>,
-    uploads: AtomicUsize,
 }
 
 /// Cosines and sines, `[rows, 1, pairs]`.
@@ -51,31 +47,32 @@ fn keep<T>(list: &mut Vec<T>, item: T) {
 }
 
 impl Ropes {
-    fn freqs(&self, rope: &Rope) -> Result<Array> {
-        Ok(self.uploaded(&self.freqs, rope, |f| f.recip())?.0)
-    }
-
-    /// `inv_freq` on the device, and a number that is the same for the same frequencies.
-    pub(super) fn inv_freq(&self, rope: &Rope) -> Result<(Array, usize)> {
-        self.uploaded(&self.rates, rope, |f| f)
-    }
-
-    /// `f(inv_freq)` on the device, from `known` where it is there.
-    fn uploaded(
-        &self,
-        known: &Mutex<Vec<Uploaded>>,
-        rope: &Rope,
-        f: fn(f32) -> f32,
-    ) -> Result<(Array, usize)> {
-        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(there) = known.iter().find(|u| u.inv_freq == rope.inv_freq) {
-            return Ok((there.array.clone(), there.number));
+    /// What `f` takes of `rope`, which is uploaded when it is new.
+    fn known<T>(&self, rope: &Rope, f: impl FnOnce(&Known) -> T) -> Result<T> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = known.iter().find(|k| std::ptr::eq(&*k.rope, rope) || *k.rope == *rope) {
+            return Ok(f(there));
         }
-        let values: Vec<f32> = rope.inv_freq.iter().map(|x| f(*x)).collect();
-        let array = Array::from_slice(&values, &[dim(values.len())?]);
-        let number = self.uploads.fetch_add(1, Ordering::Relaxed);
-        keep(&mut known, Uploaded { inv_freq: rope.inv_freq.clone(), array: array.clone(), number });
-        Ok((array, number))
+        let upload =
+            |values: Vec<f32>| -> Result<Array> { Ok(Array::from_slice(&values, &[dim(values.len())?])) };
+        let new = Known {
+            rope: Arc::new(rope.clone()),
+            periods: upload(rope.inv_freq.iter().map(|x| x.recip()).collect())?,
+            rates: upload(rope.inv_freq.clone())?,
+        };
+        let answer = f(&new);
+        keep(&mut known, new);
+        Ok(answer)
+    }
+
+    /// `rope`, the same for the same numbers.
+    pub(super) fn shared(&self, rope: &Rope) -> Result<Arc<Rope>> {
+        self.known(rope, |known| Arc::clone(&known.rope))
+    }
+
+    /// `inv_freq` on the device.
+    pub(super) fn rates(&self, rope: &Rope) -> Result<Array> {
+        self.known(rope, |known| known.rates.clone())
     }
 
     fn table(&self, rope: &Rope, positions: &[u32]) -> Result<Table> {
@@ -103,11 +100,11 @@ impl Ropes {
     }
 
     /// `x: [t, heads * head_dim]` turned by tables that are exact in `f32`.
-    pub(super) fn exact(&self, x: &Array, rope: &Rope, batch: &Batch) -> Result<Array> {
+    pub(super) fn exact(&self, x: &Array, rope: &Rope, positions: &[u32]) -> Result<Array> {
         let [t, d] = [x.dim(0), x.dim(1)];
         let (head, pairs) = (dim(rope.head_dim)?, dim(rope.inv_freq.len())?);
         let heads = d / head;
-        let table = self.table(rope, batch.positions())?;
+        let table = self.table(rope, positions)?;
         let x3 = x.reshape(&[t, heads, head]).map_err(exception)?;
         let cut = |from: i32, to: i32| slice(&x3, [0, 0, from], [t, heads, to]);
         let [a, b] = match rope.pairing {
@@ -143,13 +140,19 @@ impl Ropes {
         turned.reshape(&[t, d]).map_err(exception)
     }
 
-    /// The same through MLX's fused operation, a call for each span, or one for all if each has one row.
+    /// One row through MLX's fused operation.
+    pub(super) fn fast_row(&self, x: &Array, rope: &Rope, position: usize) -> Result<Array> {
+        let freqs = self.known(rope, |known| known.periods.clone())?;
+        stretched(turn(x, rope, &freqs, position)?, rope)
+    }
+
+    /// Rows through MLX's fused operation, a call for each span, or one for all if each has one row.
     pub(super) fn fast(&self, x: &Array, rope: &Rope, batch: &Batch) -> Result<Array> {
-        let freqs = self.freqs(rope)?;
+        let freqs = self.known(rope, |known| known.periods.clone())?;
         let [t, d] = [x.dim(0), x.dim(1)];
         let spans = batch.spans();
         let turned = if let [span] = spans {
-            turn(x, rope, &freqs, span)?
+            turn(x, rope, &freqs, span.start)?
         } else if spans.iter().all(|s| s.rows.len() == 1) {
             let head = dim(rope.head_dim)?;
             let offsets: Vec<i32> = batch.positions().iter().map(|p| *p as i32).collect();
@@ -161,7 +164,7 @@ impl Ropes {
         } else {
             let parts = spans.iter().map(|span| {
                 let (from, to) = (dim(span.rows.start)?, dim(span.rows.end)?);
-                turn(&slice(x, [from, 0], [to, d])?, rope, &freqs, span)
+                turn(&slice(x, [from, 0], [to, d])?, rope, &freqs, span.start)
             });
             ops::concatenate(&parts.collect::<Result<Vec<_>>>()?, 0).map_err(exception)?
         };
@@ -174,12 +177,12 @@ fn geometry(rope: &Rope) -> Result<(i32, bool)> {
     Ok((dim(2 * rope.inv_freq.len())?, rope.pairing == Pairing::Interleaved))
 }
 
-/// The rows `x` of one span.
-fn turn(x: &Array, rope: &Rope, freqs: &Array, span: &Span) -> Result<Array> {
+/// The rows `x` of a span that starts at `start`.
+fn turn(x: &Array, rope: &Rope, freqs: &Array, start: usize) -> Result<Array> {
     let [t, d] = [x.dim(0), x.dim(1)];
     let head = dim(rope.head_dim)?;
     let (dims, traditional) = geometry(rope)?;
-    let start = dim(span.start)?;
+    let start = dim(start)?;
     let apply = |x: &Array| fast::rope(x, dims, traditional, None, 1.0, start, freqs);
     if t == 1 {
         let y = x.reshape(&[1, d / head, 1, head]).and_then(|x| apply(&x));

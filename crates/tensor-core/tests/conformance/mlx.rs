@@ -19,58 +19,161 @@ fn default_bodies() {
     conformance(&Plain(mlx), EXACT);
 }
 
-/// bfloat16, in which our kernels for CUDA compute: projections and decoding against the operations one by one.
-#[test]
-fn halves() {
-    let (rows, d) = (1, 128);
-    let p = AttnParams::new(4, 2, 64);
-    let width = p.q_dim() + 2 * p.k_dim();
-    let random = &mut Random(77);
-    let exact = Cpu::builder().precision(Precision::Exact).build().unwrap();
-    let bf16 = Format::Float(FloatType::BF16);
-    let affine = |bits, group| Format::Affine { bits, group, meta: FloatType::BF16 };
-    for format in [bf16, affine(4, 64), affine(8, 64), affine(4, 32), affine(8, 128), affine(6, 64)] {
-        let mlx = Mlx::builder().device(device()).build().unwrap();
-        let table = matrix(random, bf16, 40, d);
-        let (w, o) = (matrix(random, format, width, d), matrix(random, format, d, p.q_dim()));
+const PARAMS: AttnParams = AttnParams {
+    heads: 4,
+    kv_heads: 2,
+    head_dim: 64,
+    v_head_dim: 64,
+    scale: 0.125,
+    window: None,
+    chunk: None,
+    softcap: None,
+};
+const WIDTH: usize = 128;
+const BF16: Format = Format::Float(FloatType::BF16);
+
+/// A table of 40 tokens, projections to queries, keys and values and back, and a norm.
+fn weights(random: &mut Random, format: Format) -> [RawTensor<'static>; 4] {
+    let width = PARAMS.q_dim() + 2 * PARAMS.k_dim();
+    [
+        matrix(random, BF16, 40, WIDTH),
+        matrix(random, format, width, WIDTH),
+        matrix(random, format, WIDTH, PARAMS.q_dim()),
         // Small: scores of a sharp softmax would make much of what bfloat16 rounds.
-        let gain = RawTensor::from_f32(vec![d], &random.values(d, 0.1)).unwrap();
-        let got = tokens(&mlx, &p, [&table, &w, &o, &gain], rows);
-        let want = tokens(&exact, &p, [&table, &w, &o, &gain], rows);
-        let most = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-        for (got, want) in got.iter().zip(&want) {
-            close(*got, f64::from(*want), 0.03 * f64::from(most), &format!("{}: {format}", mlx.name()));
-        }
+        RawTensor::from_f32(vec![WIDTH], &random.values(WIDTH, 0.1)).unwrap(),
+    ]
+}
+
+/// What MLX gives in bfloat16 beside what is exact.
+fn compare(name: &str, got: &[f32], want: &[f32]) {
+    let most = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    assert_eq!(got.len(), want.len());
+    for (got, want) in got.iter().zip(want) {
+        close(*got, f64::from(*want), 0.03 * f64::from(most), name);
     }
 }
 
-/// Twelve tokens, one at a time, through a layer of attention with norm and residual, and a gated one.
-fn tokens<B: Backend>(be: &B, p: &AttnParams, w: [&RawTensor<'_>; 4], rows: usize) -> Vec<f32> {
-    let [table, qkv, o, gain] = w.map(|raw| be.prepare(std::slice::from_ref(raw)).unwrap());
-    let inv_freq = (0..32).map(|i| 10_000f32.powf(-(i as f32) / 32.0)).collect();
-    let rope = Rope { head_dim: 64, inv_freq, scale: 1.0, pairing: Pairing::Halves };
-    let [mut k, mut v] = [0, 1].map(|_| be.kv_buffer(256, p.k_dim()).unwrap());
-    let mut out = Vec::new();
-    for position in 0..12 {
+/// bfloat16, in which our kernels for CUDA compute: projections and decoding against the operations one by one.
+#[test]
+fn halves() {
+    let random = &mut Random(77);
+    let exact = Cpu::builder().precision(Precision::Exact).build().unwrap();
+    let affine = |bits, group| Format::Affine { bits, group, meta: FloatType::BF16 };
+    for format in [BF16, affine(4, 64), affine(8, 64), affine(4, 32), affine(8, 128), affine(6, 64)] {
+        let mlx = Mlx::builder().device(device()).build().unwrap();
+        let weights = weights(random, format);
+        let events = [Event::Token; 12];
+        let got = decode(&mlx, &weights, 0, &events);
+        compare(&format!("{}: {format}", mlx.name()), &got, &decode(&exact, &weights, 0, &events));
+    }
+}
+
+/// Caches that are long, go back, are kept aside, or are read by something else than decoding.
+#[test]
+fn caches() {
+    use Event::{Back, Keep, Look, Pair, Token};
+    let random = &mut Random(78);
+    let exact = Cpu::builder().precision(Precision::Exact).build().unwrap();
+    let mlx = Mlx::builder().device(device()).build().unwrap();
+    let weights = weights(random, BF16);
+    let stories: [(usize, &[Event]); 5] = [
+        (1100, &[Token, Token, Back(1099), Token, Token, Look, Token]),
+        (3, &[Token, Token, Token, Back(4), Token, Token, Token, Back(2), Token, Token]),
+        (3, &[Token, Token, Keep, Back(4), Token, Token, Look, Token]),
+        (3, &[Token, Look, Token, Token, Look, Back(3), Token, Look]),
+        (3, &[Pair, Token, Pair, Back(4), Pair, Look, Pair]),
+    ];
+    for (i, (start, events)) in stories.into_iter().enumerate() {
+        let got = decode(&mlx, &weights, start, events);
+        compare(&format!("story {i}"), &got, &decode(&exact, &weights, start, events));
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Event {
+    /// The next token.
+    Token,
+    /// Two, of which nothing is read before both are recorded.
+    Pair,
+    /// The cache goes back to a length.
+    Back(usize),
+    /// A copy is kept, and read at the end.
+    Keep,
+    /// Attention of two rows that come from elsewhere reads the cache.
+    Look,
+}
+
+/// A layer of attention with norm and residual, and a gated one.
+struct Layer<'a, B: Backend> {
+    be: &'a B,
+    w: [B::Weight; 4],
+    rope: Rope,
+}
+
+impl<B: Backend> Layer<'_, B> {
+    /// The token at `position`.
+    fn token(&self, [k, v]: &mut [B::Tensor; 2], position: usize) -> [B::Tensor; 2] {
+        let (be, p, [table, qkv, o, gain]) = (self.be, &PARAMS, &self.w);
         let mut batch = Batch::default();
         batch.reset(position + 1);
-        batch.push(0, position, rows);
-        let x = be.embed(&table, Ids::Host(&[position as u32 * 3 + 1])).unwrap();
-        let norm = Input::RmsNorm { x: &x, w: &gain, eps: 1e-5 };
-        let all = be.project(norm, &qkv, None, None).unwrap();
+        batch.push(0, position, 1);
+        let x = be.embed(table, Ids::Host(&[(position as u32 * 3 + 1) % 40])).unwrap();
+        let norm = Input::RmsNorm { x: &x, w: gain, eps: 1e-5 };
+        let all = be.project(norm, qkv, None, None).unwrap();
         let [q, key, value] = be.split_cols(all, [p.q_dim(), p.k_dim(), p.k_dim()]).unwrap();
-        let keys = Keys { x: &key, rope: Some((&rope, &batch)) };
-        be.write_keys(&mut k, position, keys, 0..rows).unwrap();
-        be.write_rows(&mut v, position, &value, 0..rows).unwrap();
-        let q = be.rope(q, &rope, &batch).unwrap();
-        let layout = KvLayout { len: position + 1, keep: 0, ring: 256 };
-        let span = AttnSpan { rows: 0..rows, k: &k, v: &v, layout, sink: 0, window: None };
-        let y = be.attention(&q, &[span], p, None).unwrap();
-        let h = be.project(Input::Rows(&y), &o, None, Some(x)).unwrap();
-        out.extend(values(be, &h));
-        let [gates, _] = be.split_cols(be.linear(&h, &qkv, None).unwrap(), [2 * p.q_dim(), 0]).unwrap();
+        let keys = Keys { x: &key, rope: Some((&self.rope, &batch)) };
+        be.write_keys(k, position, keys, 0..1).unwrap();
+        be.write_rows(v, position, &value, 0..1).unwrap();
+        let q = be.rope(q, &self.rope, &batch).unwrap();
+        let y = self.attend([k, v], &q, position + 1);
+        let h = be.project(Input::Rows(&y), o, None, Some(x)).unwrap();
+        let [gates, _] = be.split_cols(be.linear(&h, qkv, None).unwrap(), [2 * p.q_dim(), 0]).unwrap();
         let gated = Input::Gated { act: Activation::Silu, gate_up: &gates };
-        out.extend(values(be, &be.project(gated, &o, None, Some(h)).unwrap()));
+        [be.project(gated, o, None, Some(h.clone())).unwrap(), h]
+    }
+
+    fn attend(&self, [k, v]: [&B::Tensor; 2], q: &B::Tensor, len: usize) -> B::Tensor {
+        let layout = KvLayout { len, keep: 0, ring: self.be.shape(k)[0] };
+        let rows = 0..self.be.shape(q)[0];
+        let span = AttnSpan { rows, k, v, layout, sink: 0, window: None };
+        self.be.attention(q, &[span], &PARAMS, None).unwrap()
+    }
+}
+
+/// What comes out of a cache that has `start` positions first.
+fn decode<B: Backend>(be: &B, weights: &[RawTensor<'_>; 4], start: usize, events: &[Event]) -> Vec<f32> {
+    let (random, p) = (&mut Random(5), PARAMS);
+    let inv_freq = (0..32).map(|i| 10_000f32.powf(-(i as f32) / 32.0)).collect();
+    let rope = Rope { head_dim: 64, inv_freq, scale: 1.0, pairing: Pairing::Halves };
+    let w = weights.each_ref().map(|raw| be.prepare(std::slice::from_ref(raw)).unwrap());
+    let layer = Layer { be, w, rope };
+    let mut cache = [0, 1].map(|_| {
+        let mut buffer = be.kv_buffer(start + 256, p.k_dim()).unwrap();
+        if start > 0 {
+            let rows = tensor(be, &random.values(start * p.k_dim(), 0.5), p.k_dim());
+            be.write_rows(&mut buffer, 0, &rows, 0..start).unwrap();
+        }
+        buffer
+    });
+    let queries = tensor(be, &random.values(2 * p.q_dim(), 0.5), p.q_dim());
+    let (mut position, mut kept, mut out) = (start, None, Vec::new());
+    for event in events {
+        let mut made = Vec::new();
+        match *event {
+            Event::Token | Event::Pair => {
+                for _ in 0..if matches!(event, Event::Pair) { 2 } else { 1 } {
+                    made.extend(layer.token(&mut cache, position));
+                    position += 1;
+                }
+            }
+            Event::Back(len) => position = len,
+            Event::Keep => kept = Some((cache.clone(), position)),
+            Event::Look => made.push(layer.attend(cache.each_ref(), &queries, position)),
+        }
+        made.iter().rev().for_each(|x| out.extend(values(be, x)));
+    }
+    if let Some((cache, len)) = &kept {
+        out.extend(values(be, &layer.attend(cache.each_ref(), &queries, *len)));
     }
     out
 }

@@ -78,6 +78,13 @@ pub fn activation(act: Activation, x: f64) -> f64 {
         }
         Activation::Relu => x.max(0.0),
         Activation::Relu2 => x.max(0.0).powi(2),
+        Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+        Activation::Clip { limit } => x.clamp(-f64::from(limit), limit.into()),
+        Activation::XIelu { positive, negative, slope } => {
+            let curve =
+                if x > 0.0 { f64::from(positive) * x * x } else { f64::from(negative) * (x.exp_m1() - x) };
+            curve + f64::from(slope) * x
+        }
     }
 }
 

@@ -76,6 +76,12 @@ impl<B: Backend> Backend for Plain<B> {
     fn scale(&self, x: B::Tensor, factor: f32) -> Result<B::Tensor> {
         self.0.scale(x, factor)
     }
+    fn scale_rows(&self, x: B::Tensor, factors: &[f32]) -> Result<B::Tensor> {
+        self.0.scale_rows(x, factors)
+    }
+    fn scale_cols(&self, x: B::Tensor, factors: &B::Weight) -> Result<B::Tensor> {
+        self.0.scale_cols(x, factors)
+    }
     fn softcap(&self, x: B::Tensor, cap: f32) -> Result<B::Tensor> {
         self.0.softcap(x, cap)
     }

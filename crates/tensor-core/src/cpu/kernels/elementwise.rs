@@ -84,6 +84,11 @@ fn activate<V: Vector>(act: Activation, x: &mut [f32]) {
         Activation::GeluTanh => map::<V, _>(x, GeluTanh),
         Activation::Relu => map::<V, _>(x, Relu),
         Activation::Relu2 => map::<V, _>(x, Relu2),
+        Activation::Sigmoid => map::<V, _>(x, Sigmoid),
+        Activation::Clip { limit } => map::<V, _>(x, Clip(limit)),
+        Activation::XIelu { positive, negative, slope } => {
+            map::<V, _>(x, XIelu { positive, negative, slope })
+        }
     }
 }
 
@@ -94,6 +99,11 @@ fn gate<V: Vector>(act: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
         Activation::GeluTanh => gated::<V, _>(gate, up, out, GeluTanh),
         Activation::Relu => gated::<V, _>(gate, up, out, Relu),
         Activation::Relu2 => gated::<V, _>(gate, up, out, Relu2),
+        Activation::Sigmoid => gated::<V, _>(gate, up, out, Sigmoid),
+        Activation::Clip { limit } => gated::<V, _>(gate, up, out, Clip(limit)),
+        Activation::XIelu { positive, negative, slope } => {
+            gated::<V, _>(gate, up, out, XIelu { positive, negative, slope });
+        }
     }
 }
 
@@ -151,6 +161,13 @@ struct Gelu;
 struct GeluTanh;
 struct Relu;
 struct Relu2;
+struct Sigmoid;
+struct Clip(f32);
+struct XIelu {
+    positive: f32,
+    negative: f32,
+    slope: f32,
+}
 struct Scale(f32);
 struct Softcap(f32);
 struct Add;
@@ -212,6 +229,35 @@ impl Unary for Relu {
     #[inline(always)]
     unsafe fn apply<V: Vector>(&self, x: V::F) -> V::F {
         V::max(V::splat(0.0), x)
+    }
+}
+
+#[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers, under the contract of Unary")]
+impl Unary for Sigmoid {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V::F) -> V::F {
+        V::div(V::splat(1.0), V::add(V::splat(1.0), V::exp(V::neg(x))))
+    }
+}
+
+#[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers, under the contract of Unary")]
+impl Unary for Clip {
+    /// The operands are in the order that keeps NaN.
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V::F) -> V::F {
+        V::max(V::splat(-self.0), V::min(V::splat(self.0), x))
+    }
+}
+
+#[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers, under the contract of Unary")]
+impl Unary for XIelu {
+    /// Both branches are 0 on the other's side.
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V::F) -> V::F {
+        let (p, n) = (V::max(V::splat(0.0), x), V::min(V::splat(0.0), x));
+        let below = V::sub(V::sub(V::exp(n), V::splat(1.0)), n);
+        let y = V::fma(V::mul(p, V::splat(self.positive)), p, V::mul(x, V::splat(self.slope)));
+        V::fma(below, V::splat(self.negative), y)
     }
 }
 

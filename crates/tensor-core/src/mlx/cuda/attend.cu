@@ -1,9 +1,9 @@
-// Attention of one token to all that came before it, with the rotation of its query and key on the way; no prompts, no
-// windows, no batches.
+// Attention of one token to all that came before it, with the rotation of its query and key and the writes of its key
+// and value on the way; no prompts, no windows, no batches.
 //
 // This is the header of the custom kernel `attend`; its body is attend_body.cu, which lists inputs and constants.
 //
-// A block takes one query head. Its lanes form groups of HEAD / 8: a lane has 8 values of a key or value, a group one
+// A block takes one query head, or an equal share of the positions before it (SPLIT), whose sums `merge` adds up. Lanes form groups of HEAD / 8: a lane has 8 values of a key or value, a group one
 // position at a time, AHEAD positions are loaded before the first is used. Each group has a softmax of its own; they are
 // merged at the end (online softmax: Milakov & Gimelshein 2018).
 
@@ -26,7 +26,7 @@ struct Pair<__half> {
   static __device__ float round(float x) { return __half2float(__float2half(x)); }
 };
 
-template <typename T, int HEAD, int HEADS, int KV_HEADS, int PAIRS, bool HALVES, int WARPS>
+template <typename T, int HEAD, int HEADS, int KV_HEADS, int PAIRS, bool HALVES, int WARPS, bool SPLIT>
 struct Attend {
   static constexpr int LANES = HEAD / 8;
   static constexpr int PER_WARP = 32 / LANES;
@@ -74,12 +74,15 @@ struct Attend {
     return sum;
   }
 
-  static __device__ void run(
-      const T* qkv, const T* keys, const T* values, const float* inv_freq, int length, float scale, T* out,
-      T* rotated) {
+  // `Out` is T, or float for parts.
+  template <typename Out>
+  static __device__ void
+  run(const T* qkv, T* keys, T* values, const float* inv_freq, int length, float scale, Out* out, T* rows) {
     __shared__ float most[GROUPS], total[GROUPS], sums[GROUPS][HEAD];
     const int head = blockIdx.x, kv_head = head / (HEADS / KV_HEADS);
     const int lane = threadIdx.x % LANES, group = threadIdx.x / LANES, first = lane * 8;
+    const int share = SPLIT ? (length + gridDim.y - 1) / gridDim.y : length;
+    const int begin = SPLIT ? blockIdx.y * share : 0, end = SPLIT ? min(begin + share, length) : length;
 
     float q[8];
     for (int i = 0; i < 8; ++i) {
@@ -90,11 +93,11 @@ struct Attend {
     const T* v0 = values + kv_head * HEAD + first;
     // All groups of a warp go round equally often: they meet in shuffles.
     const int warp_first = threadIdx.x / 32 * PER_WARP;
-    for (int base = 0; base + warp_first < length; base += GROUPS * AHEAD) {
+    for (int base = begin; base + warp_first < end; base += GROUPS * AHEAD) {
       uint4 k[AHEAD], v[AHEAD];
       for (int i = 0; i < AHEAD; ++i) {
         const int position = base + i * GROUPS + group;
-        if (position < length) {
+        if (position < end) {
           k[i] = *reinterpret_cast<const uint4*>(k0 + size_t(position) * KV);
           v[i] = *reinterpret_cast<const uint4*>(v0 + size_t(position) * KV);
         }
@@ -105,10 +108,10 @@ struct Attend {
         widen(k[i], key);
         widen(v[i], value);
         const float score = dot(q, key);
-        if (position < length) softmax.add(score, value);
+        if (position < end) softmax.add(score, value);
       }
     }
-    if (warp_first == 0) {
+    if (warp_first == 0 && blockIdx.y == 0) {
       // The token's own key and value, which are not in the buffers yet.
       float key[8], value[8];
       const T* own = qkv + HEADS * HEAD + kv_head * HEAD;
@@ -118,9 +121,13 @@ struct Attend {
       }
       const float score = dot(q, key);
       if (group == 0) softmax.add(score, value);
-      // One of the query heads that share the key writes it.
+      // One of the query heads that share them writes them.
       if (group == 0 && head % (HEADS / KV_HEADS) == 0) {
-        for (int i = 0; i < 8; ++i) rotated[kv_head * HEAD + first + i] = T(key[i]);
+        const int at = kv_head * HEAD + first;
+        for (int i = 0; i < 8; ++i) {
+          keys[size_t(length) * KV + at + i] = rows[at + i] = T(key[i]);
+          values[size_t(length) * KV + at + i] = rows[KV + at + i] = T(value[i]);
+        }
       }
     }
     if (lane == 0) {
@@ -134,13 +141,39 @@ struct Attend {
       for (int g = 0; g < GROUPS; ++g) highest = fmaxf(highest, most[g]);
       float sum = 0.0f, all = 0.0f;
       for (int g = 0; g < GROUPS; ++g) {
-        const float weight = exp2f(most[g] - highest);
+        // A share may have no positions.
+        const float weight = most[g] == -INFINITY ? 0.0f : exp2f(most[g] - highest);
         all += weight * total[g];
         sum += weight * sums[g][d];
       }
-      out[head * HEAD + d] = T(sum / all);
+      if constexpr (SPLIT) {
+        Out* part = out + size_t(blockIdx.y) * HEADS * (HEAD + 2) + head * (HEAD + 2);
+        part[d] = sum;
+        if (d == 0) {
+          part[HEAD] = highest;
+          part[HEAD + 1] = all;
+        }
+      } else {
+        out[head * HEAD + d] = Out(sum / all);
+      }
     }
   }
 };
+
+// Parts of a head: HEAD sums, the highest score, the total of weights.
+template <typename T, int HEAD, int HEADS, int SPLITS>
+__device__ void merge(const float* parts, T* out) {
+  const float* part = parts + blockIdx.x * (HEAD + 2);
+  constexpr int NEXT = HEADS * (HEAD + 2);
+  float highest = -INFINITY;
+  for (int i = 0; i < SPLITS; ++i) highest = fmaxf(highest, part[i * NEXT + HEAD]);
+  float sum = 0.0f, all = 0.0f;
+  for (int i = 0; i < SPLITS; ++i) {
+    const float weight = exp2f(part[i * NEXT + HEAD] - highest);
+    all += weight * part[i * NEXT + HEAD + 1];
+    sum += weight * part[i * NEXT + threadIdx.x];
+  }
+  out[blockIdx.x * HEAD + threadIdx.x] = T(sum / all);
+}
 
 }  // namespace rillm

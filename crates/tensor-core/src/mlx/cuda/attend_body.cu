@@ -3,16 +3,18 @@
 // T is bfloat16 or float16; all arrays are contiguous and start at multiples of 16 bytes.
 // Inputs, in order:
 //   qkv       T [1, (HEADS + 2 * KV_HEADS) * HEAD]: queries, key and value of the token at position `length`
-//   keys      T [slots, KV_HEADS * HEAD]: rotated keys of the positions before it, each in the slot of its number
-//   values    T [slots, KV_HEADS * HEAD]
+//   keys      T [slots, KV_HEADS * HEAD]: rotated keys of the positions before it, each in the slot of its number; the
+//             token's own is written to slot `length`
+//   values    T [slots, KV_HEADS * HEAD], likewise
 //   inv_freq  f32 [PAIRS]
 //   length    i32 [1]: positions before the token
+//   after     any: what has to be computed first
 // Outputs:
-//   out       T [1, HEADS * HEAD]
-//   key       T [1, KV_HEADS * HEAD]: the token's key, rotated
-// Template constants:
+//   out       T [1, HEADS * HEAD]; if SPLIT the parts of each block, f32 [splits, HEADS * (HEAD + 2)]
+//   rows      T [2, KV_HEADS * HEAD]: the token's key, rotated, and its value
+// Constants:
 //   T; HEAD 64, 128 or 256; HEADS; KV_HEADS; PAIRS rotated; HALVES: pairs are (i, i + PAIRS), else neighbours; WARPS;
-//   SCALE, the bits of the f32 factor of scores
-// Threadgroup: (32 * WARPS, 1, 1). Grid, in threads: (HEADS * 32 * WARPS, 1, 1).
-rillm::Attend<T, HEAD, HEADS, KV_HEADS, PAIRS, HALVES, WARPS>::run(
-    qkv, keys, values, inv_freq, *length, __int_as_float(SCALE), out, key);
+//   SPLIT: whether positions are divided among blocks; SCALE, the bits of the f32 factor of scores
+// Threadgroup: (32 * WARPS, 1, 1). Grid, in threads: (HEADS * 32 * WARPS, splits, 1).
+rillm::Attend<T, HEAD, HEADS, KV_HEADS, PAIRS, HALVES, WARPS, SPLIT>::run(
+    qkv, const_cast<T*>(keys), const_cast<T*>(values), inv_freq, *length, __int_as_float(SCALE), out, rows);

@@ -27,7 +27,7 @@ struct Inputs {
   const void* scales;
   const void* biases;
   const void* gain;
-  const float* eps;
+  float eps;
   const void* bias;
   const void* residual;
   const u32* experts;
@@ -114,12 +114,6 @@ __device__ __forceinline__ void fetch_one(u32& to, const void* from, bool wanted
 
 __device__ __forceinline__ uint4 read(const void* from) {
   return __ldg(static_cast<const uint4*>(from));
-}
-
-__device__ __forceinline__ float read_word(const float* from) {
-  float v;
-  asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(from));
-  return v;
 }
 
 __device__ __forceinline__ u32 address(const void* shared) {
@@ -641,7 +635,6 @@ struct Matvec {
     }
 
     ask(shared, x, gain);
-    const float eps = PROLOGUE == RMS_NORM ? read_word(in.eps) : 0.0f;
     int tile = blockIdx.x;
     const Where start = where(w, scales, biases, lane, tile, lane.warp_k);
     Window now;
@@ -663,7 +656,7 @@ struct Matvec {
     keep_order();
     if constexpr (FIRST_STEPS >= STEPS) arrive(shared);
 
-    stage(shared, x, gain, eps);
+    stage(shared, x, gain, in.eps);
 
     float* partial = reinterpret_cast<float*>(shared + PARTIAL_AT);
     while (tile < TILES) {

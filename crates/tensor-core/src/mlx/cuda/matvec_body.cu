@@ -1,23 +1,22 @@
 // The body of the custom kernel `matvec`: y = W f(x) (+ bias) (+ residual); matvec.cu is its header and explains it.
 //
 // T is bfloat16 or float16; all arrays are contiguous and start at multiples of 16 bytes.
-// Inputs, in order (what a set of constants does not use may be any array of the right type, `x` for example):
+// Inputs, in order; what a set of constants does not use is a null pointer of its name instead, declared before this:
 //   x         T [ROWS, IN], or [ROWS, 2 * IN] (gate, then up) if PROLOGUE is 2 or 3;
 //             [chosen, ROWS, ...] if EXPERTS is 2
 //   w         u32 [OUT, IN * BITS / 32], or T [OUT, IN] if BITS is 16; [experts, OUT, ...] unless EXPERTS is 0
 //   scales    T [OUT, IN / GROUP], likewise; w = scale * code + bias of the group
 //   biases    T [OUT, IN / GROUP], likewise
 //   gain      T [IN], of the norm
-//   eps       f32 [1], of the norm
 //   bias      T [OUT]; [experts, OUT] unless EXPERTS is 0
 //   residual  T [ROWS, OUT]; [chosen, ROWS, OUT] unless EXPERTS is 0
 //   experts   u32 [chosen]
 // Output:
 //   out       T [ROWS, OUT]; [chosen, ROWS, OUT] unless EXPERTS is 0
-// Template constants:
+// Constants:
 //   T; BITS 4, 8 or 16; GROUP 32, 64 or 128 (any if BITS is 16); IN; OUT; ROWS 1 to 8;
 //   PROLOGUE 0 none, 1 RMS norm, 2 silu(gate) * up, 3 gelu_tanh(gate) * up; in float32, rounded once to T;
-//   BIAS, RESIDUAL bools; EXPERTS 0 none, 1 one input for all chosen, 2 an input for each;
+//   EPS, the bits of the norm's f32; BIAS, RESIDUAL bools; EXPERTS 0 none, 1 one input for all chosen, 2 an input for each;
 //   STEPS (loads in flight: 16-byte pairs per lane), WK (warps along a row), WR (tiles of 16 outputs in a block).
 //   STEPS * 512 / BITS is a multiple of GROUP, up to 8 * GROUP. WK <= ceil(IN * BITS / (STEPS * 512)).
 // Threadgroup: (32 * WK * WR, 1, 1). Grid, in threads: (blocks * 32 * WK * WR, chosen or 1, 1), where blocks is any
@@ -29,6 +28,5 @@
 //   up to 227 KiB.
 extern __shared__ uint4 shared_memory[];
 rillm::Matvec<T, BITS, GROUP, IN, OUT, ROWS, PROLOGUE, BIAS, RESIDUAL, EXPERTS, STEPS, WK, WR>::run(
-    {x, w, scales, biases, gain, reinterpret_cast<const float*>(eps), bias, residual,
-     reinterpret_cast<const unsigned int*>(experts), out},
+    {x, w, scales, biases, gain, __int_as_float(EPS), bias, residual, experts, out},
     shared_memory);

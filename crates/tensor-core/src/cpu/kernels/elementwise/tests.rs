@@ -72,6 +72,13 @@ fn reference(act: Activation, x: f64) -> f64 {
         }
         Activation::Relu => x.max(0.0),
         Activation::Relu2 => x.max(0.0) * x.max(0.0),
+        Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+        Activation::Clip { limit } => x.clamp(-f64::from(limit), limit.into()),
+        Activation::XIelu { positive, negative, slope } => {
+            let curve =
+                if x > 0.0 { f64::from(positive) * x * x } else { f64::from(negative) * (x.exp_m1() - x) };
+            curve + f64::from(slope) * x
+        }
     }
 }
 
@@ -99,6 +106,24 @@ fn activations() {
         let near: Vec<f32> = values(4096, 9, 1.0);
         let got = by_all(&near, |k, x| (k.elementwise.activate)(act, x));
         assert_close(&got, near.iter().map(|&x| reference(act, x.into())), 4e-7, 1e-38);
+    }
+}
+
+#[test]
+fn activations_that_are_not_of_the_form_of_relu() {
+    let acts = [
+        Activation::Sigmoid,
+        Activation::Clip { limit: 1.5 },
+        Activation::XIelu { positive: 0.8, negative: 1.3, slope: 0.5 },
+    ];
+    for act in acts {
+        for n in LENGTHS {
+            let x = values(n, n as u64, 8.0);
+            let got = by_all(&x, |k, x| (k.elementwise.activate)(act, x));
+            assert_close(&got, x.iter().map(|&x| reference(act, x.into())), 1.5e-6, 3e-7);
+        }
+        let got = by_all(&[f32::NAN], |k, x| (k.elementwise.activate)(act, x));
+        assert!(got[0].is_nan(), "{act:?}");
     }
 }
 
