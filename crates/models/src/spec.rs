@@ -1,7 +1,10 @@
 //! A decoder stated layer by layer: the vocabulary that families describe their models in. Loads and computes nothing.
 
-use rillm_nn::{Attention, AttentionSpec, Bias, Mixer, Mlp, MlpSpec, NormKind, Result, Weights};
-use rillm_tensor_core::Backend;
+use rillm_nn::{
+    Attention, AttentionSpec, Bias, Mixer, Mla, MlaSpec, Mlp, MlpSpec, Moe, MoeSpec, NormKind, Result,
+    Weights,
+};
+use rillm_tensor_core::Experts;
 
 /// A decoder: an embedding, layers in order, a norm and a head.
 #[derive(Clone, Debug)]
@@ -81,13 +84,19 @@ pub enum MixerSpec {
     Attention(AttentionSpec),
     /// A dense feed-forward layer.
     Mlp(MlpSpec),
+    /// Multi-head latent attention.
+    Mla(MlaSpec),
+    /// A mixture of experts.
+    Moe(MoeSpec),
 }
 
 impl MixerSpec {
-    pub(crate) fn load<B: Backend>(&self, w: &Weights<'_, B>) -> Result<Box<dyn Mixer<B>>> {
+    pub(crate) fn load<B: Experts>(&self, w: &Weights<'_, B>) -> Result<Box<dyn Mixer<B>>> {
         Ok(match self {
             Self::Attention(spec) => Box::new(Attention::load(w, spec.clone())?),
             Self::Mlp(spec) => Box::new(Mlp::load(w, *spec)?),
+            Self::Mla(spec) => Box::new(Mla::load(w, spec.clone())?),
+            Self::Moe(spec) => Box::new(Moe::load(w, *spec)?),
         })
     }
 }
@@ -146,6 +155,14 @@ impl LayerSpec {
         })
     }
 
+    /// Its mixture of experts, if it has one.
+    pub fn moe(&self) -> Option<&MoeSpec> {
+        self.branches().find_map(|b| match &b.mixer {
+            MixerSpec::Moe(spec) => Some(spec),
+            _ => None,
+        })
+    }
+
     /// Its dense feed-forward layer, if it has one.
     pub fn mlp(&self) -> Option<&MlpSpec> {
         self.branches().find_map(|b| match &b.mixer {
@@ -170,6 +187,19 @@ impl DecoderSpec {
             MixerSpec::Mlp(spec) => Some(spec),
             _ => None,
         })
+    }
+
+    /// Makes mixtures of experts of the feed-forward layers, by number, for which `of` gives one.
+    pub fn mix(&mut self, of: impl Fn(usize, &MlpSpec) -> Option<MoeSpec>) {
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            for branch in layer.branches_mut() {
+                if let MixerSpec::Mlp(mlp) = &branch.mixer
+                    && let Some(moe) = of(i, mlp)
+                {
+                    branch.mixer = MixerSpec::Moe(moe);
+                }
+            }
+        }
     }
 
     /// The branches of all layers, in order.

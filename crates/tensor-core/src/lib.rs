@@ -7,10 +7,12 @@
 mod backend;
 pub mod cpu;
 mod error;
+mod experts;
 #[cfg(feature = "mlx")]
 pub mod mlx;
 mod params;
 
 pub use backend::{Backend, Ids, Input};
 pub use error::{Error, Result};
+pub use experts::{Experts, GroupScore, Groups, Routing, Score, Weigh};
 pub use params::{Activation, AttnParams, AttnSpan, Batch, Keys, KvLayout, Pairing, Rope, Span};
