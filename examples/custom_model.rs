@@ -9,7 +9,7 @@ use rillm::generate::{Generator, LocalSession, Request};
 use rillm::kvcache::{CacheKind, SequenceCache};
 use rillm::models::{Config, Family, Registry};
 use rillm::nn::{
-    Attention, AttentionSpec, Bias, CausalLm, Embedding, Mixer, Mlp, MlpKind, MlpSpec, Norm, Pass,
+    Attention, AttentionSpec, Bias, CausalLm, Embedding, KeyValues, Mixer, Mlp, MlpKind, MlpSpec, Norm, Pass,
     RotaryEmbedding, WeightSource, Weights,
 };
 use rillm::quant::RawTensor;
@@ -55,8 +55,10 @@ impl<B: Backend> Parallel<B> {
             params: AttnParams::new(heads, heads, head_dim),
             qkv_bias: Bias::None,
             o_bias: Bias::None,
+            kv: KeyValues::Projected,
             qk_norm: None,
             sinks: Bias::None,
+            v_norm: None,
             clip: None,
             temperature: None,
             rope: Some(Arc::new(RotaryEmbedding::new(c.rope(head_dim, 10_000.0, None)?))),
@@ -106,7 +108,7 @@ impl<B: Backend> CausalLm<B> for Parallel<B> {
     ) -> rillm::nn::Result<Option<B::Tensor>> {
         let mut x = self.embed.forward(be, ids)?;
         for (i, (norm, attention, mlp)) in self.layers.iter().enumerate() {
-            let pass = Pass { slot: i, batch, tail: None };
+            let pass = Pass { slot: i, batch, tail: None, per_layer: None };
             let a = attention.mix(be, norm.of(&x), &pass, caches)?;
             let m = mlp.mix(be, norm.of(&x), &pass, caches)?;
             x = attention.output(be, a, Some(x))?;

@@ -88,6 +88,9 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         println!();
     }
     let s = done.statistics;
+    if !lm.info().left_out.is_empty() {
+        eprintln!("left out: {}", lm.info().left_out.join(", "));
+    }
     eprintln!("{} on {}, loaded in {:.2} s", lm.info().model_type, lm.info().device, s.load_s);
     eprintln!(
         "prompt: {} tokens, {:.1} tokens/s, first token after {:.3} s",

@@ -9,7 +9,7 @@ use std::time::Instant;
 use rillm_generate::{
     EngineSession, EosTokenId, LocalSession, Session, SharedSession, StopTokens, Tokenizer,
 };
-use rillm_models::{Config, Registry};
+use rillm_models::{Config, Registry, TextPart, text_config};
 use rillm_nn::{Quantization, Safetensors, WeightSource};
 use rillm_tensor_core::Backend;
 use rillm_tensor_core::cpu::{Cpu, Precision};
@@ -264,7 +264,7 @@ impl Loader {
                 (path, checkpoint)
             }
         };
-        let Checkpoint { config, generation_config, weights, text } = checkpoint;
+        let Checkpoint { config, generation_config, weights, left_out, text } = checkpoint;
         let config = Arc::new(config);
         let weights = Weights { path, config: Arc::clone(&config), source: weights };
         let model_type = weights.config()?.model_type().map_err(of(&weights.path))?.to_owned();
@@ -283,6 +283,7 @@ impl Loader {
             context: session.context(),
             weight_bytes: session.weight_bytes(),
             load_time: started.elapsed(),
+            left_out,
         };
         Ok(Parts {
             session,
@@ -343,6 +344,8 @@ pub(crate) struct Checkpoint {
     pub(crate) config: Value,
     pub(crate) generation_config: Option<Value>,
     pub(crate) weights: Box<dyn WeightSource>,
+    /// Modules of the checkpoint that are not loaded.
+    pub(crate) left_out: Vec<String>,
     /// Reads the tokenizer.
     pub(crate) text: Box<dyn FnOnce() -> Text + Send>,
 }
@@ -366,11 +369,18 @@ impl Checkpoint {
         let quantization = Quantization::from_config(&config).map_err(of(dir))?;
         let weights = Safetensors::open(dir)?.with_quantization(quantization);
         let folder = dir.to_owned();
+        let part = TextPart::new(&weights);
+        let left_out = part.left_out();
+        let (config, weights, left_out): (_, Box<dyn WeightSource>, _) = match text_config(&config, &part) {
+            Some(config) => (config, Box::new(TextPart::new(weights)), left_out),
+            None => (config, Box::new(weights), Vec::new()),
+        };
         Ok(Self {
             generation_config: read_json(&dir.join("generation_config.json"))?,
             text: Box::new(move || Text::new(Tokenizer::from_folder(&folder))),
-            weights: Box::new(weights),
+            weights,
             config,
+            left_out,
         })
     }
 
@@ -383,7 +393,7 @@ impl Checkpoint {
         let vocab = rillm_generate::GgufVocab::read(&file);
         let text = Box::new(|| Text::new(vocab.and_then(|vocab| Tokenizer::from_gguf_vocab(&vocab))));
         let weights = Box::new(rillm_nn::Adapted::new(file, layout));
-        Ok(Self { config, generation_config: None, weights, text })
+        Ok(Self { config, generation_config: None, weights, left_out: Vec::new(), text })
     }
 }
 

@@ -49,6 +49,8 @@ pub struct ModelInfo {
     pub context: usize,
     /// Bytes of weights that decoding a token reads.
     pub weight_bytes: usize,
+    /// Modules of the checkpoint that were left out: those that see or hear.
+    pub left_out: Vec<String>,
     /// Time that loading took.
     pub load_time: Duration,
 }

@@ -73,6 +73,7 @@ impl RandomShape {
             config: self.config.clone(),
             generation_config: None,
             weights: Box::new(RandomWeights { format: self.format }),
+            left_out: Vec::new(),
             text: Box::new(|| Text {
                 tokenizer: Err(Arc::new(missing)),
                 template: Err(Arc::new(no_template())),

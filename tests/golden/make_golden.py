@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 GREEDY = 24
 FIRST = {}  # the bytes of a weights file -> where they were written first
@@ -53,8 +53,13 @@ def legacy(cfg):
     return cfg
 
 
+def auto(config):
+    """Who makes the model; those that also see are not all among the causal ones."""
+    return AutoModelForCausalLM if type(config) in AutoModelForCausalLM._model_mapping else AutoModelForImageTextToText
+
+
 def write_checkpoint(name, case, config, d):
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().float()
+    model = auto(config).from_config(config, attn_implementation="eager").eval().float()
     randomise(model, zlib.crc32(case.get("seed", name).encode()))
     d.mkdir(parents=True, exist_ok=True)
     for old in d.glob("*"):
@@ -118,7 +123,7 @@ def make(name, case, out):
     config = AutoConfig.for_model(case["model_type"], **case["config"])
     config._attn_implementation = "eager"
     write_checkpoint(name, case, config, d)
-    model = AutoModelForCausalLM.from_pretrained(d, dtype=torch.float32, attn_implementation="eager").eval()
+    model = auto(config).from_pretrained(d, dtype=torch.float32, attn_implementation="eager").eval()
     seed, vocab = zlib.crc32(case.get("seed", name).encode()), config.get_text_config().vocab_size
     generators = (torch.Generator().manual_seed(seed + 1 + attempt) for attempt in range(20))
     prompts = (torch.randint(3, vocab, (1, case.get("prompt_len", 40)), generator=g) for g in generators)

@@ -13,6 +13,8 @@ const MAX: u64 = 1 << 24;
 #[derive(Clone, Copy, Debug)]
 pub struct Config<'a> {
     map: &'a Map<String, Value>,
+    /// Counts where the object has none.
+    counts: &'static [(&'static str, usize)],
 }
 
 impl<'a> Config<'a> {
@@ -22,7 +24,17 @@ impl<'a> Config<'a> {
     /// [`Error::Config`] otherwise.
     pub fn new(value: &'a Value) -> Result<Self> {
         let map = value.as_object().ok_or_else(|| wrong("the file", "an object", Some(value)))?;
-        Ok(Self { map })
+        Ok(Self { map, counts: &[] })
+    }
+
+    /// This view with `counts` where the object has none: what a family's files may leave out.
+    pub fn with_counts(self, counts: &'static [(&'static str, usize)]) -> Self {
+        Self { counts, ..self }
+    }
+
+    /// The keys that are there.
+    pub fn keys(&self) -> impl Iterator<Item = &'a str> {
+        self.map.keys().map(String::as_str)
     }
 
     /// The value of `key`, where null counts as absent.
@@ -72,7 +84,9 @@ impl<'a> Config<'a> {
     /// # Errors
     /// No whole number, zero or absurdly large.
     pub fn opt_count(&self, key: &str) -> Result<Option<usize>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(self.counts.iter().find(|(k, _)| *k == key).map(|(_, n)| *n));
+        };
         match value.as_u64() {
             Some(n @ 1..=MAX) => Ok(Some(n as usize)),
             _ => Err(wrong(key, "a positive whole number", Some(value))),
@@ -136,7 +150,7 @@ impl<'a> Config<'a> {
     pub fn object(&self, key: &str) -> Result<Option<Config<'a>>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let map = value.as_object().ok_or_else(|| wrong(key, "an object", Some(value)))?;
-        Ok(Some(Config { map }))
+        Ok(Some(Config { map, counts: &[] }))
     }
 
     /// The error for a value that this library does not know what to do with.
@@ -232,7 +246,7 @@ impl<'a> Config<'a> {
             _ => self.object("rope_scaling")?,
         };
         let empty = Map::new();
-        let rope = Rope { config: *self, p: Config { map: p.map_or(&empty, |p| p.map) } };
+        let rope = Rope { config: *self, p: Config { map: p.map_or(&empty, |p| p.map), counts: &[] } };
         rope.spec(head_dim, theta, part)
     }
 }
@@ -254,6 +268,18 @@ impl Rope<'_, '_> {
         let theta = self.p.positive_or("rope_theta", self.config.positive_or("rope_theta", theta)?)?;
         let part = self.config.positive_or("partial_rotary_factor", part)?;
         let part = self.p.positive_or("partial_rotary_factor", part)?;
+        if self.kind()? == "proportional" {
+            let rotated = ((part * head_dim as f64) as usize / 2).min(head_dim / 2);
+            let factor = self.p.positive_or("factor", 1.0)?;
+            let scaling = RopeScaling::Proportional { rotated, factor };
+            return Ok(RopeSpec {
+                head_dim,
+                dims: head_dim / 2 * 2,
+                theta,
+                pairing: Pairing::Halves,
+                scaling,
+            });
+        }
         let dims = (head_dim as f64 * part) as usize;
         if dims == 0 || !dims.is_multiple_of(2) || dims > head_dim {
             let want = format!("an even number of rotated values of {head_dim}");
@@ -293,7 +319,7 @@ impl Rope<'_, '_> {
             "longrope" | "su" => self.longrope(dims)?,
             "gguf_factors" => RopeScaling::Factors(self.divisors("factors", dims)?),
             _ => {
-                let known = "default, linear, dynamic, llama3, yarn or longrope";
+                let known = "default, linear, dynamic, llama3, yarn, longrope or proportional";
                 let key = if p.get("rope_type").is_some() { "rope_type" } else { "type" };
                 return Err(p.unsupported(key, known));
             }

@@ -1,11 +1,11 @@
 //! The decoder that most families share, driven by a list of residual branches. Names no family.
 
 use rillm_kvcache::{CacheKind, SequenceCache};
-use rillm_nn::{CausalLm, Embedding, Linear, Mixer, Norm, Pass, Result, Tail, Weights};
-use rillm_tensor_core::{Backend, Batch, Ids, Input};
+use rillm_nn::{CausalLm, Embedding, Linear, Mixer, Norm, Pass, PerLayer, Result, Tail, Weights};
+use rillm_tensor_core::{Backend, Batch, Experts, Ids, Input};
 use smallvec::SmallVec;
 
-use crate::{BranchSpec, DecoderSpec};
+use crate::{BranchSpec, DecoderSpec, GroupSpec, NormSpec};
 
 /// One branch of a residual layer.
 #[derive(Debug)]
@@ -14,8 +14,17 @@ struct Branch<B: Backend> {
     mixer: Box<dyn Mixer<B>>,
     post_norm: Option<Norm<B>>,
     factor: Option<f32>,
-    /// Its cache, if its mixer keeps something.
+    /// The cache that it reads, its own or another's.
     slot: Option<usize>,
+}
+
+/// Branches that read the same rows.
+#[derive(Debug)]
+struct Group<B: Backend> {
+    branches: Vec<Branch<B>>,
+    post_norm: Option<Norm<B>>,
+    /// Factor on everything afterwards.
+    scalar: Option<f32>,
 }
 
 /// A loaded decoder.
@@ -23,14 +32,15 @@ struct Branch<B: Backend> {
 pub struct Decoder<B: Backend> {
     embed: Embedding<B>,
     positions: Option<Embedding<B>>,
+    per_layer: Option<PerLayer<B>>,
     /// The groups of all layers: where a layer ends makes no difference.
-    groups: Vec<Vec<Branch<B>>>,
+    groups: Vec<Group<B>>,
     norm: Norm<B>,
     head: Option<Linear<B>>,
     spec: DecoderSpec,
 }
 
-impl<B: Backend> Decoder<B> {
+impl<B: Experts> Decoder<B> {
     /// Loads the parameters that `spec` calls for, under the names that Llama's checkpoints have.
     ///
     /// # Errors
@@ -43,13 +53,12 @@ impl<B: Backend> Decoder<B> {
             true => None,
             false => Some(Linear::load(w, &[("lm_head", spec.vocab)], d, spec.head.bias)?),
         };
-        let mut slots = 0;
+        let mut slots = Vec::new();
         let mut groups = Vec::new();
         for (i, layer) in spec.layers.iter().enumerate() {
             let w = m.at("layers").at(i);
             for group in &layer.0 {
-                let branches = group.iter().map(|b| Branch::load(&w, d, b, &mut slots));
-                groups.push(branches.collect::<Result<_>>()?);
+                groups.push(Group::load(&w, d, group, i, &mut slots)?);
             }
         }
         Ok(Self {
@@ -58,6 +67,7 @@ impl<B: Backend> Decoder<B> {
                 Some(n) => Some(Embedding::load(&m.at("embed_positions"), n, d)?),
                 None => None,
             },
+            per_layer: spec.per_layer.map(|spec| PerLayer::load(&m, spec)).transpose()?,
             groups,
             norm: m.norm("norm", d, spec.norm)?,
             head,
@@ -66,18 +76,24 @@ impl<B: Backend> Decoder<B> {
     }
 
     fn branches(&self) -> impl Iterator<Item = &Branch<B>> {
-        self.groups.iter().flatten()
+        self.groups.iter().flat_map(|g| &g.branches)
     }
 
-    fn embed(&self, be: &B, ids: Ids<'_, B>, batch: &Batch) -> Result<B::Tensor> {
+    /// Embeddings of `ids`, and what they bring to each layer.
+    fn embed(&self, be: &B, ids: Ids<'_, B>, batch: &Batch) -> Result<(B::Tensor, Option<B::Tensor>)> {
+        let again = match ids {
+            Ids::Host(ids) => Ids::Host(ids),
+            Ids::Device(ids) => Ids::Device(ids),
+        };
         let mut x = self.embed.forward(be, ids)?;
         if let Some(positions) = &self.positions {
             x = be.add(x, &positions.forward(be, Ids::Host(batch.positions()))?)?;
         }
-        match self.spec.embed_scale {
-            Some(factor) => Ok(be.scale(x, factor)?),
-            None => Ok(x),
+        if let Some(factor) = self.spec.embed_scale {
+            x = be.scale(x, factor)?;
         }
+        let per_layer = self.per_layer.as_ref().map(|p| p.forward(be, again, &x)).transpose()?;
+        Ok((x, per_layer))
     }
 
     fn logits(&self, be: &B, x: &B::Tensor) -> Result<B::Tensor> {
@@ -96,21 +112,90 @@ impl<B: Backend> Decoder<B> {
     }
 }
 
-impl<B: Backend> Branch<B> {
-    fn load(w: &Weights<'_, B>, dim: usize, spec: &BranchSpec, slots: &mut usize) -> Result<Self> {
-        let norm = |n: Option<crate::NormSpec>| n.map(|n| w.norm(n.name, dim, n.kind)).transpose();
-        let mixer = spec.mixer.load(&w.at(spec.name))?;
-        let slot = (mixer.cache() != CacheKind::None).then(|| {
-            *slots += 1;
-            *slots - 1
-        });
+impl<B: Experts> Group<B> {
+    fn load(
+        w: &Weights<'_, B>,
+        dim: usize,
+        spec: &GroupSpec,
+        layer: usize,
+        slots: &mut Vec<usize>,
+    ) -> Result<Self> {
+        let branches = spec.branches.iter().map(|b| Branch::load(w, dim, b, layer, slots));
         Ok(Self {
-            norm: norm(spec.norm)?,
+            branches: branches.collect::<Result<_>>()?,
+            post_norm: load_norm(w, dim, spec.post_norm)?,
+            scalar: match spec.scalar {
+                Some(name) => w.opt_values(name, 1)?.and_then(|v| v.first().copied()),
+                None => None,
+            },
+        })
+    }
+
+    /// Whether it changes what sequences keep.
+    fn keeps(&self) -> bool {
+        self.branches.iter().any(Branch::keeps)
+    }
+
+    /// `x` and what the branches make of `mixed`, their mixers' rows.
+    fn add(&self, be: &B, mixed: SmallVec<[B::Tensor; 2]>, mut x: B::Tensor) -> Result<B::Tensor> {
+        let branches = self.branches.iter().zip(mixed);
+        match &self.post_norm {
+            None => {
+                for (b, h) in branches {
+                    x = b.add(be, h, Some(x))?;
+                }
+            }
+            Some(norm) => {
+                let mut sum = None;
+                for (b, h) in branches {
+                    sum = Some(b.add(be, h, sum)?);
+                }
+                if let Some(sum) = sum {
+                    x = be.add(x, &norm.forward(be, &sum)?)?;
+                }
+            }
+        }
+        match self.scalar {
+            Some(factor) => Ok(be.scale(x, factor)?),
+            None => Ok(x),
+        }
+    }
+}
+
+fn load_norm<B: Backend>(w: &Weights<'_, B>, dim: usize, spec: Option<NormSpec>) -> Result<Option<Norm<B>>> {
+    spec.map(|n| w.norm(n.name, dim, n.kind)).transpose()
+}
+
+impl<B: Experts> Branch<B> {
+    /// `slots` tells the layer of every cache so far.
+    fn load(
+        w: &Weights<'_, B>,
+        dim: usize,
+        spec: &BranchSpec,
+        layer: usize,
+        slots: &mut Vec<usize>,
+    ) -> Result<Self> {
+        let scope = if spec.name.is_empty() { w } else { &w.at(spec.name) };
+        let mixer = spec.mixer.load(scope, layer)?;
+        let slot = match (mixer.cache(), spec.cache_of) {
+            (CacheKind::None, Some(of)) => slots.iter().position(|layer| *layer == of),
+            (CacheKind::None, None) => None,
+            _ => {
+                slots.push(layer);
+                Some(slots.len() - 1)
+            }
+        };
+        Ok(Self {
+            norm: load_norm(w, dim, spec.norm)?,
             mixer,
-            post_norm: norm(spec.post_norm)?,
+            post_norm: load_norm(w, dim, spec.post_norm)?,
             factor: spec.factor,
             slot,
         })
+    }
+
+    fn keeps(&self) -> bool {
+        self.mixer.cache() != CacheKind::None
     }
 
     /// What the mixer reads of rows `x`.
@@ -118,14 +203,10 @@ impl<B: Backend> Branch<B> {
         self.norm.as_ref().map_or(Input::Rows(x), |norm| norm.of(x))
     }
 
-    fn pass<'a>(&self, batch: &'a Batch, tail: Option<&'a Tail>) -> Pass<'a> {
-        Pass { slot: self.slot.unwrap_or(usize::MAX), batch, tail }
-    }
-
-    /// `x` and what the branch makes of `h`, its mixer's rows.
-    fn add(&self, be: &B, h: B::Tensor, x: B::Tensor) -> Result<B::Tensor> {
+    /// What the branch adds to `x`, which is nothing if `None`, of `h`, its mixer's rows.
+    fn add(&self, be: &B, h: B::Tensor, x: Option<B::Tensor>) -> Result<B::Tensor> {
         if self.post_norm.is_none() && self.factor.is_none() {
-            return self.mixer.output(be, h, Some(x));
+            return self.mixer.output(be, h, x);
         }
         let mut y = self.mixer.output(be, h, None)?;
         if let Some(norm) = &self.post_norm {
@@ -134,11 +215,14 @@ impl<B: Backend> Branch<B> {
         if let Some(factor) = self.factor {
             y = be.scale(y, factor)?;
         }
-        Ok(be.add(x, &y)?)
+        match x {
+            Some(x) => Ok(be.add(x, &y)?),
+            None => Ok(y),
+        }
     }
 }
 
-impl<B: Backend> CausalLm<B> for Decoder<B> {
+impl<B: Experts> CausalLm<B> for Decoder<B> {
     fn vocab(&self) -> usize {
         self.spec.vocab
     }
@@ -161,7 +245,8 @@ impl<B: Backend> CausalLm<B> for Decoder<B> {
 
     fn weight_bytes(&self, be: &B) -> usize {
         let mixers: usize = self.branches().map(|b| b.mixer.bytes(be)).sum();
-        mixers + self.head.as_ref().map_or_else(|| self.embed.bytes(be), |h| h.bytes(be))
+        let per_layer = self.per_layer.as_ref().map_or(0, |p| p.bytes(be));
+        mixers + per_layer + self.head.as_ref().map_or_else(|| self.embed.bytes(be), |h| h.bytes(be))
     }
 
     fn forward(
@@ -172,35 +257,37 @@ impl<B: Backend> CausalLm<B> for Decoder<B> {
         caches: &mut [SequenceCache<B>],
         logits_of: &[usize],
     ) -> Result<Option<B::Tensor>> {
-        let mut x = self.embed(be, ids, batch)?;
+        let (mut x, mut per_layer) = self.embed(be, ids, batch)?;
         let tail = Tail::of(batch, logits_of);
         // After the last group with a state, only rows that the head needs go on.
-        let last = self.groups.iter().rposition(|g| g.iter().any(|b| b.slot.is_some())).unwrap_or(0);
+        let last = self.groups.iter().rposition(Group::keeps).unwrap_or(0);
         let mut rows = batch;
         for (i, group) in self.groups.iter().enumerate() {
             if i == last && logits_of.is_empty() {
-                let stateful = group.iter().filter(|b| b.slot.is_some());
-                for b in stateful {
-                    b.mixer.absorb(be, b.input(&x), &b.pass(batch, None), caches)?;
+                for b in group.branches.iter().filter(|b| b.keeps()) {
+                    let pass = Pass { slot: b.slot.unwrap_or(0), batch, tail: None, per_layer: None };
+                    b.mixer.absorb(be, b.input(&x), &pass, caches)?;
                 }
                 return Ok(None);
             }
             let tail = tail.as_ref().filter(|_| i == last);
             let kept = tail.map(|tail| be.take_rows(&x, &tail.rows)).transpose()?;
-            let mut mixed = SmallVec::<[_; 2]>::new();
-            for b in group {
-                let (x, tail) = match &kept {
-                    Some(kept) if b.slot.is_none() => (kept, None),
-                    _ => (&x, tail),
+            if let (Some(all), Some(tail)) = (&per_layer, tail) {
+                per_layer = Some(be.take_rows(all, &tail.rows)?);
+            }
+            let mut mixed = SmallVec::new();
+            for b in &group.branches {
+                let (x, batch, tail) = match (&kept, tail) {
+                    (Some(kept), Some(tail)) if !b.keeps() => (kept, &tail.batch, None),
+                    _ => (&x, rows, tail),
                 };
-                mixed.push(b.mixer.mix(be, b.input(x), &b.pass(rows, tail), caches)?);
+                let pass = Pass { slot: b.slot.unwrap_or(0), batch, tail, per_layer: per_layer.as_ref() };
+                mixed.push(b.mixer.mix(be, b.input(x), &pass, caches)?);
             }
             if let (Some(kept), Some(tail)) = (kept, tail) {
                 (x, rows) = (kept, &tail.batch);
             }
-            for (b, h) in group.iter().zip(mixed) {
-                x = b.add(be, h, x)?;
-            }
+            x = group.add(be, mixed, x)?;
         }
         let wanted = tail.as_ref().map_or(logits_of, |tail| &tail.wanted);
         if wanted.len() < rows.rows() {

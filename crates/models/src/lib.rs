@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod composite;
 mod config;
 mod decoder;
 mod error;
@@ -16,9 +17,10 @@ mod names;
 mod registry;
 mod spec;
 
+pub use composite::{TextPart, text_config};
 pub use config::Config;
 pub use decoder::Decoder;
 pub use error::{Error, Result};
 pub use names::Layout;
 pub use registry::{DecoderFamily, Family, Registry, decoder_spec};
-pub use spec::{BranchSpec, DecoderSpec, HeadSpec, LayerSpec, MixerSpec, NormSpec, Norms};
+pub use spec::{BranchSpec, DecoderSpec, GroupSpec, HeadSpec, LayerSpec, MixerSpec, NormSpec, Norms};

@@ -1,8 +1,8 @@
 //! A decoder stated layer by layer: the vocabulary that families describe their models in. Loads and computes nothing.
 
 use rillm_nn::{
-    Attention, AttentionSpec, Bias, Mixer, Mla, MlaSpec, Mlp, MlpSpec, Moe, MoeSpec, NormKind, Result,
-    Weights,
+    Attention, AttentionSpec, Bias, Mixer, Mla, MlaSpec, Mlp, MlpSpec, Moe, MoeSpec, NormKind, PerLayerGate,
+    PerLayerSpec, Result, Weights,
 };
 use rillm_tensor_core::Experts;
 
@@ -19,6 +19,8 @@ pub struct DecoderSpec {
     pub learned_positions: Option<usize>,
     /// Factor on the embedding.
     pub embed_scale: Option<f32>,
+    /// What tokens bring to each layer besides.
+    pub per_layer: Option<PerLayerSpec>,
     /// Layers in order.
     pub layers: Vec<LayerSpec>,
     /// The norm before the head.
@@ -47,10 +49,26 @@ impl HeadSpec {
     }
 }
 
-/// One decoder layer: groups of branches, one group after the other. The branches of a group read the same rows `x`, and
-/// what they give is added to them: `x += Σ branch(x)`.
+/// One decoder layer: groups of branches, one group after the other.
 #[derive(Clone, Debug)]
-pub struct LayerSpec(pub Vec<Vec<BranchSpec>>);
+pub struct LayerSpec(pub Vec<GroupSpec>);
+
+/// Branches that read the same rows `x`, to which what they give is added: `x += post_norm(Σ branch(x))`.
+#[derive(Clone, Debug)]
+pub struct GroupSpec {
+    /// The branches, in the order in which they are added.
+    pub branches: Vec<BranchSpec>,
+    /// The norm of their sum.
+    pub post_norm: Option<NormSpec>,
+    /// The name of a number of the layer that everything is multiplied by afterwards.
+    pub scalar: Option<&'static str>,
+}
+
+impl From<Vec<BranchSpec>> for GroupSpec {
+    fn from(branches: Vec<BranchSpec>) -> Self {
+        Self { branches, post_norm: None, scalar: None }
+    }
+}
 
 /// `factor * post_norm(mixer(norm(x)))`.
 #[derive(Clone, Debug)]
@@ -65,6 +83,15 @@ pub struct BranchSpec {
     pub post_norm: Option<NormSpec>,
     /// Factor on what is added.
     pub factor: Option<f32>,
+    /// The layer whose cache it reads, if not its own.
+    pub cache_of: Option<usize>,
+}
+
+impl BranchSpec {
+    /// `x += mixer(norm(x))`.
+    pub fn new(name: &'static str, mixer: MixerSpec, norm: Option<NormSpec>) -> Self {
+        Self { name, mixer, norm, post_norm: None, factor: None, cache_of: None }
+    }
 }
 
 /// A norm of a layer.
@@ -88,15 +115,19 @@ pub enum MixerSpec {
     Mla(MlaSpec),
     /// A mixture of experts.
     Moe(MoeSpec),
+    /// The gate of per-layer embeddings.
+    PerLayerGate(PerLayerSpec),
 }
 
 impl MixerSpec {
-    pub(crate) fn load<B: Experts>(&self, w: &Weights<'_, B>) -> Result<Box<dyn Mixer<B>>> {
+    /// Loads the parameters of a mixer of layer `layer`.
+    pub(crate) fn load<B: Experts>(&self, w: &Weights<'_, B>, layer: usize) -> Result<Box<dyn Mixer<B>>> {
         Ok(match self {
             Self::Attention(spec) => Box::new(Attention::load(w, spec.clone())?),
             Self::Mlp(spec) => Box::new(Mlp::load(w, *spec)?),
             Self::Mla(spec) => Box::new(Mla::load(w, spec.clone())?),
             Self::Moe(spec) => Box::new(Moe::load(w, *spec)?),
+            Self::PerLayerGate(spec) => Box::new(PerLayerGate::load(w, *spec, layer)?),
         })
     }
 }
@@ -129,22 +160,22 @@ impl LayerSpec {
             Norms::Parallel => [(before, None); 2],
         };
         let branch =
-            |name, mixer, (norm, post_norm)| BranchSpec { name, mixer, norm, post_norm, factor: None };
+            |name, mixer, (norm, post_norm)| BranchSpec { post_norm, ..BranchSpec::new(name, mixer, norm) };
         let branches = [branch("self_attn", attn, attn_norms), branch("mlp", mlp, mlp_norms)];
         Self(match norms {
-            Norms::Parallel | Norms::ParallelTwo => vec![branches.into()],
-            _ => branches.into_iter().map(|b| vec![b]).collect(),
+            Norms::Parallel | Norms::ParallelTwo => vec![Vec::from(branches).into()],
+            _ => branches.into_iter().map(|b| vec![b].into()).collect(),
         })
     }
 
     /// All branches, in order.
     pub fn branches(&self) -> impl Iterator<Item = &BranchSpec> {
-        self.0.iter().flatten()
+        self.0.iter().flat_map(|g| &g.branches)
     }
 
     /// All branches, in order.
     pub fn branches_mut(&mut self) -> impl Iterator<Item = &mut BranchSpec> {
-        self.0.iter_mut().flatten()
+        self.0.iter_mut().flat_map(|g| &mut g.branches)
     }
 
     /// Its attention, if it has one.

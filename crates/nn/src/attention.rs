@@ -20,16 +20,32 @@ pub struct AttentionSpec {
     pub qkv_bias: Bias,
     /// Whether `o_proj` has a bias.
     pub o_bias: Bias,
+    /// Where keys and values come from.
+    pub kv: KeyValues,
     /// Norm of queries and keys.
     pub qk_norm: Option<QkNorm>,
     /// Whether each head has a score that takes part in its softmax without a value: `sinks` (gpt_oss).
     pub sinks: Bias,
+    /// Norm of each head of values.
+    pub v_norm: Option<NormKind>,
     /// Queries, keys and values are cut off at this magnitude before anything else (olmo).
     pub clip: Option<f32>,
     /// Factor on the queries that grows with the position.
     pub temperature: Option<Temperature>,
     /// Position embedding; `None` for layers without.
     pub rope: Option<Arc<RotaryEmbedding>>,
+}
+
+/// Where an attention layer's keys and values come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeyValues {
+    /// Projections of its own.
+    #[default]
+    Projected,
+    /// One projection for both (gemma4).
+    Same,
+    /// Another layer's cache.
+    Shared,
 }
 
 /// `1 + beta * ln(1 + floor((position + offset) / step))`: a factor on queries (Llama 4, Ministral 3).
@@ -137,7 +153,9 @@ pub enum NormOrder {
 pub struct Attention<B: Backend> {
     qkv: Linear<B>,
     o: Linear<B>,
-    qk_norm: Option<(NormOrder, [HeadNorm<B>; 2])>,
+    q_norm: Option<(NormOrder, HeadNorm<B>)>,
+    k_norm: Option<(NormOrder, HeadNorm<B>)>,
+    v_norm: Option<Norm<B>>,
     sinks: Option<B::Weight>,
     spec: AttentionSpec,
 }
@@ -150,20 +168,30 @@ impl<B: Backend> Attention<B> {
     pub fn load(w: &Weights<'_, B>, spec: AttentionSpec) -> Result<Self> {
         let p = &spec.params;
         let parts = [("q_proj", p.q_dim()), ("k_proj", p.k_dim()), ("v_proj", p.v_dim())];
-        let qk_norm = match spec.qk_norm {
-            Some(norms) => {
-                let norm = |name, heads| HeadNorm::load(&w.at(name), norms, heads, p.head_dim);
-                Some((norms.order, [norm("q_norm", p.heads)?, norm("k_norm", p.kv_heads)?]))
-            }
-            None => None,
+        let parts = match spec.kv {
+            KeyValues::Projected => &parts[..],
+            KeyValues::Same => &parts[..2],
+            KeyValues::Shared => &parts[..1],
         };
+        let norm = |name, heads| {
+            let load = |norms: QkNorm| {
+                HeadNorm::load(&w.at(name), norms, heads, p.head_dim).map(|norm| (norms.order, norm))
+            };
+            spec.qk_norm.map(load).transpose()
+        };
+        let own = spec.kv != KeyValues::Shared;
         Ok(Self {
-            qkv: Linear::load(w, &parts, spec.dim, spec.qkv_bias)?,
+            qkv: Linear::load(w, parts, spec.dim, spec.qkv_bias)?,
             o: Linear::load(w, &[("o_proj", spec.dim)], p.out_dim(), spec.o_bias)?,
-            qk_norm,
+            q_norm: norm("q_norm", p.heads)?,
+            k_norm: if own { norm("k_norm", p.kv_heads)? } else { None },
             sinks: match spec.sinks {
                 Bias::Added => Some(w.weight("sinks", &[p.heads])?),
                 Bias::None => None,
+            },
+            v_norm: match spec.v_norm.filter(|_| own) {
+                Some(kind) => Some(w.norm("v_norm", p.head_dim, kind)?),
+                None => None,
             },
             spec,
         })
@@ -175,7 +203,7 @@ impl<B: Backend> Attention<B> {
         &self,
         be: &B,
         x: Input<'_, B>,
-        pass: &Pass<'_>,
+        pass: &Pass<'_, B>,
         caches: &mut [SequenceCache<B>],
     ) -> Result<B::Tensor> {
         let (p, batch) = (&self.spec.params, pass.batch);
@@ -183,10 +211,23 @@ impl<B: Backend> Attention<B> {
         if let Some(limit) = self.spec.clip {
             qkv = be.activate(Activation::Clip { limit }, qkv)?;
         }
-        let [q, mut k, v] = be.split_cols(qkv, [p.q_dim(), p.k_dim(), p.v_dim()])?;
+        let (q, mut k, mut v) = match self.spec.kv {
+            KeyValues::Projected => {
+                let [q, k, v] = be.split_cols(qkv, [p.q_dim(), p.k_dim(), p.v_dim()])?;
+                (q, k, v)
+            }
+            KeyValues::Same => {
+                let [q, k] = be.split_cols(qkv, [p.q_dim(), p.k_dim()])?;
+                (q, k.clone(), k)
+            }
+            KeyValues::Shared => return Ok(qkv),
+        };
         let rope = self.spec.rope.as_ref().map(|rope| rope.at(batch.rope_len()));
         let mut rope = rope.as_deref();
-        if let Some((order, [_, norm])) = &self.qk_norm {
+        if let Some(norm) = &self.v_norm {
+            v = norm.forward(be, &v)?;
+        }
+        if let Some((order, norm)) = &self.k_norm {
             if *order == NormOrder::AfterRope
                 && let Some(rope) = rope.take()
             {
@@ -211,7 +252,7 @@ impl<B: Backend> Attention<B> {
         batch: &Batch,
         caches: &[SequenceCache<B>],
     ) -> Result<B::Tensor> {
-        let order = self.qk_norm.as_ref().map(|(order, [norm, _])| (*order, norm));
+        let order = self.q_norm.as_ref().map(|(order, norm)| (*order, norm));
         if let Some((NormOrder::BeforeRope, norm)) = order {
             q = norm.forward(be, &q)?;
         }
@@ -236,9 +277,11 @@ impl<B: Backend> Attention<B> {
 
 impl<B: Backend> Mixer<B> for Attention<B> {
     fn cache(&self) -> CacheKind {
-        match self.spec.params.window.into_iter().chain(self.spec.params.chunk).min() {
-            Some(window) => CacheKind::Rotating { window },
-            None => CacheKind::Dense,
+        let p = &self.spec.params;
+        match (self.spec.kv, p.window.into_iter().chain(p.chunk).min()) {
+            (KeyValues::Shared, _) => CacheKind::None,
+            (_, Some(window)) => CacheKind::Rotating { window },
+            (_, None) => CacheKind::Dense,
         }
     }
 
@@ -246,7 +289,7 @@ impl<B: Backend> Mixer<B> for Attention<B> {
         &self,
         be: &B,
         x: Input<'_, B>,
-        pass: &Pass<'_>,
+        pass: &Pass<'_, B>,
         caches: &mut [SequenceCache<B>],
     ) -> Result<B::Tensor> {
         let q = Self::cache(self, be, x, pass, caches)?;
@@ -260,7 +303,7 @@ impl<B: Backend> Mixer<B> for Attention<B> {
         &self,
         be: &B,
         x: Input<'_, B>,
-        pass: &Pass<'_>,
+        pass: &Pass<'_, B>,
         caches: &mut [SequenceCache<B>],
     ) -> Result<()> {
         Self::cache(self, be, x, pass, caches).map(drop)

@@ -25,7 +25,7 @@ pub trait Mixer<B: Backend>: Debug + Send {
         &self,
         be: &B,
         x: Input<'_, B>,
-        pass: &Pass<'_>,
+        pass: &Pass<'_, B>,
         caches: &mut [SequenceCache<B>],
     ) -> Result<B::Tensor>;
 
@@ -43,7 +43,7 @@ pub trait Mixer<B: Backend>: Debug + Send {
         &self,
         be: &B,
         x: Input<'_, B>,
-        pass: &Pass<'_>,
+        pass: &Pass<'_, B>,
         caches: &mut [SequenceCache<B>],
     ) -> Result<()> {
         self.mix(be, x, pass, caches).map(drop)
@@ -59,14 +59,17 @@ pub trait Mixer<B: Backend>: Debug + Send {
 }
 
 /// Where in a forward pass a mixer is.
-#[derive(Clone, Copy, Debug)]
-pub struct Pass<'a> {
+#[derive(Debug)]
+pub struct Pass<'a, B: Backend> {
     /// Which cache of each sequence is its own.
     pub slot: usize,
     /// The rows and their sequences.
     pub batch: &'a Batch,
     /// The rows that are needed of the result, if not all.
     pub tail: Option<&'a Tail>,
+    /// What tokens bring to each layer besides the embedding, `[t, layers * width]` of the rows that are needed of the
+    /// result (gemma3n, gemma4).
+    pub per_layer: Option<&'a B::Tensor>,
 }
 
 /// The rows that are needed after the last layer with a state: of each span those from the first that has logits.

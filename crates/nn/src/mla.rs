@@ -103,7 +103,7 @@ impl<B: Experts> Mla<B> {
     }
 
     /// Appends the latents of `x: [t, dim]` and their rotated parts.
-    fn append(&self, be: &B, x: &B::Tensor, pass: &Pass<'_>, caches: &mut [SequenceCache<B>]) -> Result<()> {
+    fn append(&self, be: &B, x: &B::Tensor, pass: &Pass<'_, B>, caches: &mut [SequenceCache<B>]) -> Result<()> {
         let MlaSpec { kv_lora_rank: rank, rope_dim, .. } = self.spec;
         let kv = self.kv_a.forward(be, Input::Rows(x), None)?;
         let [latent, turned] = be.split_cols(kv, [rank, rope_dim])?;
@@ -216,7 +216,7 @@ impl<B: Experts> Mixer<B> for Mla<B> {
         &self,
         be: &B,
         x: Input<'_, B>,
-        pass: &Pass<'_>,
+        pass: &Pass<'_, B>,
         caches: &mut [SequenceCache<B>],
     ) -> Result<B::Tensor> {
         let x = x.rows(be)?;
@@ -231,7 +231,7 @@ impl<B: Experts> Mixer<B> for Mla<B> {
         &self,
         be: &B,
         x: Input<'_, B>,
-        pass: &Pass<'_>,
+        pass: &Pass<'_, B>,
         caches: &mut [SequenceCache<B>],
     ) -> Result<()> {
         self.append(be, &x.rows(be)?, pass, caches)

@@ -72,7 +72,7 @@ fn learned<B: Backend>(w: &Weights<'_, B>, act: Activation) -> Result<Activation
 }
 
 impl<B: Backend> Mixer<B> for Mlp<B> {
-    fn mix(&self, be: &B, x: Input<'_, B>, _: &Pass<'_>, _: &mut [SequenceCache<B>]) -> Result<B::Tensor> {
+    fn mix(&self, be: &B, x: Input<'_, B>, _: &Pass<'_, B>, _: &mut [SequenceCache<B>]) -> Result<B::Tensor> {
         self.up.forward(be, x, None)
     }
 

@@ -163,7 +163,7 @@ impl<B: Experts> Shared<B> {
     }
 
     /// `x: [t, dim]` -> `[t, dim]`.
-    fn forward(&self, be: &B, x: &B::Tensor, pass: &Pass<'_>) -> Result<B::Tensor> {
+    fn forward(&self, be: &B, x: &B::Tensor, pass: &Pass<'_, B>) -> Result<B::Tensor> {
         let y = self.mlp.output(be, self.mlp.mix(be, Input::Rows(x), pass, &mut [])?, None)?;
         let Some(gate) = &self.gate else { return Ok(y) };
         // An only expert, weighed by the sigmoid of its logit.
@@ -182,7 +182,7 @@ impl<B: Experts> Shared<B> {
 }
 
 impl<B: Experts> Mixer<B> for Moe<B> {
-    fn mix(&self, be: &B, x: Input<'_, B>, pass: &Pass<'_>, _: &mut [SequenceCache<B>]) -> Result<B::Tensor> {
+    fn mix(&self, be: &B, x: Input<'_, B>, pass: &Pass<'_, B>, _: &mut [SequenceCache<B>]) -> Result<B::Tensor> {
         // Several read it: the norm is computed once.
         let x = x.rows(be)?;
         let logits = self.router.forward(be, Input::Rows(&x), None)?;

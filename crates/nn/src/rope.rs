@@ -37,6 +37,13 @@ pub enum RopeScaling {
         /// Context without stretch, in tokens.
         max_positions: usize,
     },
+    /// Only the first `rotated` pairs turn, by the frequencies of a whole head, divided by `factor` (gemma4).
+    Proportional {
+        /// Pairs that turn.
+        rotated: usize,
+        /// Stretch.
+        factor: f64,
+    },
     /// The base times `alpha^(d / (d - 2))` (hunyuan).
     NtkAlpha {
         /// Stretch of the base.
@@ -164,6 +171,13 @@ impl RopeSpec {
                 let n = len.max(*max_positions) as f64;
                 let theta = self.theta * (factor * n / max - (factor - 1.0)).powf(d / (d - 2.0));
                 theta.powf(-exponent)
+            }
+            RopeScaling::Proportional { rotated, factor } => {
+                if i < *rotated {
+                    plain / factor
+                } else {
+                    0.0
+                }
             }
             RopeScaling::NtkAlpha { alpha } => (self.theta * alpha.powf(d / (d - 2.0))).powf(-exponent),
             RopeScaling::Yarn { factor, original, beta_fast, beta_slow, truncate, .. } => {

@@ -11,7 +11,18 @@ use crate::{Config, DecoderFamily, DecoderSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["gemma3_text"], spec);
 
+/// Files of the models that also see leave out what is the default.
+const COUNTS: [(&str, usize); 6] = [
+    ("vocab_size", 262_208),
+    ("hidden_size", 2304),
+    ("intermediate_size", 9216),
+    ("num_hidden_layers", 26),
+    ("num_attention_heads", 8),
+    ("num_key_value_heads", 4),
+];
+
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
+    let c = &c.with_counts(&COUNTS);
     if c.flag("use_bidirectional_attention", false)? {
         return Err(c.unsupported("use_bidirectional_attention", "false"));
     }

@@ -1,6 +1,6 @@
 //! GPT-2: LayerNorm, learned positions, biases everywhere, plain feed-forward layers, Conv1D weights.
 
-use rillm_nn::{AttentionSpec, Bias, MlpKind, MlpSpec, NormKind, Origin, WeightSource};
+use rillm_nn::{AttentionSpec, Bias, KeyValues, MlpKind, MlpSpec, NormKind, Origin, WeightSource};
 use rillm_tensor_core::{Activation, AttnParams};
 
 use super::llama::layer_count;
@@ -37,8 +37,10 @@ pub(super) fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
             params: AttnParams { scale, ..AttnParams::new(heads, heads, head_dim) },
             qkv_bias: Bias::Added,
             o_bias: Bias::Added,
+            kv: KeyValues::Projected,
             qk_norm: None,
             sinks: Bias::None,
+            v_norm: None,
             clip: None,
             temperature: None,
             rope: None,
@@ -51,6 +53,7 @@ pub(super) fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         context: Some(positions),
         learned_positions: Some(positions),
         embed_scale: None,
+        per_layer: None,
         layers: (0..layer_count(c, "n_layer")?).map(layer).collect(),
         norm,
         head: HeadSpec::plain(c.flag("tie_word_embeddings", true)?),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rillm_nn::{AttentionSpec, Bias, MlpKind, MlpSpec, RopeScaling, RotaryEmbedding};
+use rillm_nn::{AttentionSpec, Bias, KeyValues, MlpKind, MlpSpec, RopeScaling, RotaryEmbedding};
 use rillm_tensor_core::{Activation, AttnParams, Pairing};
 
 use crate::{Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, MixerSpec, Norms, Result};
@@ -78,8 +78,10 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
         params: AttnParams::new(heads, kv_heads, head_dim),
         qkv_bias: Bias::None,
         o_bias: Bias::None,
+        kv: KeyValues::Projected,
         qk_norm: None,
         sinks: Bias::None,
+        v_norm: None,
         clip: None,
         temperature: None,
         rope: Some(Arc::new(RotaryEmbedding::new(rope))),
@@ -98,6 +100,7 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
         context,
         learned_positions: None,
         embed_scale: None,
+        per_layer: None,
         layers: vec![layer; layer_count(c, "num_hidden_layers")?],
         norm,
         head: HeadSpec::plain(c.flag("tie_word_embeddings", defaults.tied)?),

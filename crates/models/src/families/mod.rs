@@ -8,6 +8,7 @@ mod exaone4;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma4_text;
 mod glm;
 mod glm4;
 mod gpt2;
@@ -45,6 +46,7 @@ pub(crate) const ALL: &[DecoderFamily] = &[
     gemma::FAMILY,
     gemma2::FAMILY,
     gemma3::FAMILY,
+    gemma4_text::FAMILY,
     glm::FAMILY,
     glm4::FAMILY,
     gpt2::FAMILY,
