@@ -103,7 +103,13 @@ impl<B: Experts> Mla<B> {
     }
 
     /// Appends the latents of `x: [t, dim]` and their rotated parts.
-    fn append(&self, be: &B, x: &B::Tensor, pass: &Pass<'_, B>, caches: &mut [SequenceCache<B>]) -> Result<()> {
+    fn append(
+        &self,
+        be: &B,
+        x: &B::Tensor,
+        pass: &Pass<'_, B>,
+        caches: &mut [SequenceCache<B>],
+    ) -> Result<()> {
         let MlaSpec { kv_lora_rank: rank, rope_dim, .. } = self.spec;
         let kv = self.kv_a.forward(be, Input::Rows(x), None)?;
         let [latent, turned] = be.split_cols(kv, [rank, rope_dim])?;

@@ -182,7 +182,13 @@ impl<B: Experts> Shared<B> {
 }
 
 impl<B: Experts> Mixer<B> for Moe<B> {
-    fn mix(&self, be: &B, x: Input<'_, B>, pass: &Pass<'_, B>, _: &mut [SequenceCache<B>]) -> Result<B::Tensor> {
+    fn mix(
+        &self,
+        be: &B,
+        x: Input<'_, B>,
+        pass: &Pass<'_, B>,
+        _: &mut [SequenceCache<B>],
+    ) -> Result<B::Tensor> {
         // Several read it: the norm is computed once.
         let x = x.rows(be)?;
         let logits = self.router.forward(be, Input::Rows(&x), None)?;

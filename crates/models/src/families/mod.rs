@@ -3,7 +3,11 @@
 mod apertus;
 mod cohere;
 mod cohere2;
+mod deepseek_v2;
+mod deepseek_v3;
+mod dots1;
 mod ernie4_5;
+mod ernie4_5_moe;
 mod exaone4;
 mod gemma;
 mod gemma2;
@@ -11,24 +15,35 @@ mod gemma3;
 mod gemma4_text;
 mod glm;
 mod glm4;
+mod glm4_moe;
+mod glm4_moe_lite;
 mod gpt2;
 mod gpt_bigcode;
 mod gpt_neox;
+mod gpt_oss;
 mod granite;
+mod granitemoe;
 mod helium;
 mod hunyuan_v1_dense;
 mod internlm3;
 mod llama;
+mod llama4_text;
+mod minimax_m2;
 mod ministral3;
 mod mistral;
+mod mixtral;
 mod nemotron;
 mod olmo;
 mod olmo2;
 mod olmo3;
+mod olmoe;
 mod phi;
 mod phi3;
+mod phimoe;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 mod seed_oss;
 mod smollm3;
 mod stablelm;
@@ -41,7 +56,11 @@ pub(crate) const ALL: &[DecoderFamily] = &[
     apertus::FAMILY,
     cohere::FAMILY,
     cohere2::FAMILY,
+    deepseek_v2::FAMILY,
+    deepseek_v3::FAMILY,
+    dots1::FAMILY,
     ernie4_5::FAMILY,
+    ernie4_5_moe::FAMILY,
     exaone4::FAMILY,
     gemma::FAMILY,
     gemma2::FAMILY,
@@ -49,24 +68,35 @@ pub(crate) const ALL: &[DecoderFamily] = &[
     gemma4_text::FAMILY,
     glm::FAMILY,
     glm4::FAMILY,
+    glm4_moe::FAMILY,
+    glm4_moe_lite::FAMILY,
     gpt2::FAMILY,
     gpt_bigcode::FAMILY,
     gpt_neox::FAMILY,
+    gpt_oss::FAMILY,
     granite::FAMILY,
+    granitemoe::FAMILY,
     helium::FAMILY,
     hunyuan_v1_dense::FAMILY,
     internlm3::FAMILY,
     llama::FAMILY,
+    llama4_text::FAMILY,
+    minimax_m2::FAMILY,
     ministral3::FAMILY,
     mistral::FAMILY,
+    mixtral::FAMILY,
     nemotron::FAMILY,
     olmo::FAMILY,
     olmo2::FAMILY,
     olmo3::FAMILY,
+    olmoe::FAMILY,
     phi::FAMILY,
     phi3::FAMILY,
+    phimoe::FAMILY,
     qwen2::FAMILY,
+    qwen2_moe::FAMILY,
     qwen3::FAMILY,
+    qwen3_moe::FAMILY,
     seed_oss::FAMILY,
     smollm3::FAMILY,
     stablelm::FAMILY,
