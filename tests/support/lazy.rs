@@ -164,7 +164,13 @@ impl Backend for Lazy {
     fn rope(&self, x: Value, rope: &Rope, batch: &Batch) -> Result<Value> {
         self.cpu.rope(x.into_rows(), rope, batch).map(Value::Rows)
     }
-    fn attention(&self, q: &Value, spans: &[AttnSpan<'_, Value>], p: &AttnParams) -> Result<Value> {
+    fn attention(
+        &self,
+        q: &Value,
+        spans: &[AttnSpan<'_, Value>],
+        p: &AttnParams,
+        sinks: Option<&CpuWeight>,
+    ) -> Result<Value> {
         fn of_cpu<'a>(s: &AttnSpan<'a, Value>) -> AttnSpan<'a, CpuTensor> {
             AttnSpan {
                 rows: s.rows.clone(),
@@ -176,7 +182,7 @@ impl Backend for Lazy {
             }
         }
         let spans: Vec<_> = spans.iter().map(of_cpu).collect();
-        self.cpu.attention(q.rows(), &spans, p).map(Value::Rows)
+        self.cpu.attention(q.rows(), &spans, p, sinks).map(Value::Rows)
     }
     fn activate(&self, act: Activation, x: Value) -> Result<Value> {
         self.cpu.activate(act, x.into_rows()).map(Value::Rows)

@@ -100,12 +100,14 @@ pub trait Backend: Clone + Debug + Send + Sized + 'static {
     ) -> Result<Self::Tensor>;
     /// Rotates every head of `x: [t, heads * head_dim]`, each row by its position in `batch`.
     fn rope(&self, x: Self::Tensor, rope: &Rope, batch: &Batch) -> Result<Self::Tensor>;
-    /// Causal attention of `q: [t, heads * head_dim]`; each span meets its own keys. Returns `[t, heads * head_dim]`.
+    /// Causal attention of `q: [t, heads * head_dim]`; each span meets its own keys. `sinks: [heads]` are scores that
+    /// take their part of each softmax and have no value (gpt_oss). Returns `[t, heads * v_head_dim]`.
     fn attention(
         &self,
         q: &Self::Tensor,
         spans: &[AttnSpan<'_, Self::Tensor>],
         p: &AttnParams,
+        sinks: Option<&Self::Weight>,
     ) -> Result<Self::Tensor>;
     /// `act(x)`, elementwise.
     fn activate(&self, act: Activation, x: Self::Tensor) -> Result<Self::Tensor>;

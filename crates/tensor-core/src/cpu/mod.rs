@@ -380,26 +380,33 @@ impl Backend for Cpu {
         q: &CpuTensor,
         spans: &[AttnSpan<'_, CpuTensor>],
         p: &AttnParams,
+        sinks: Option<&CpuWeight>,
     ) -> Result<CpuTensor> {
-        if q.cols != p.q_dim() || p.kv_heads == 0 || !p.heads.is_multiple_of(p.kv_heads) {
+        let divides = p.kv_heads > 0 && p.heads.is_multiple_of(p.kv_heads);
+        if q.cols != p.q_dim() || p.v_head_dim == 0 || !divides {
             return Err(shape("attention", [q.rows, q.cols], [q.rows, p.q_dim()]));
         }
+        let sinks = sinks.map(|s| s.vector("attention sinks")).transpose()?;
+        if let Some(sinks) = sinks.filter(|s| s.len() != p.heads) {
+            return Err(shape("attention sinks", [1, sinks.len()], [1, p.heads]));
+        }
         let views = spans.iter().map(|s| {
-            let wrong = || shape("attention", [s.k.rows, s.k.cols], [s.layout.len, p.kv_dim()]);
+            let wrong = || shape("attention", [s.k.rows, s.k.cols], [s.layout.len, p.k_dim()]);
             let KvLayout { len, keep, ring } = s.layout;
             let slots = len.min(keep.saturating_add(ring));
-            let fits = |x: &CpuTensor| x.cols == p.kv_dim() && x.rows >= slots && (ring > 0 || len <= keep);
-            if !fits(s.k) || !fits(s.v) || s.rows.end > q.rows || s.rows.len() > len {
+            let fits = |x: &CpuTensor, dim| x.cols == dim && x.rows >= slots && (ring > 0 || len <= keep);
+            let fit = fits(s.k, p.k_dim()) && fits(s.v, p.v_dim());
+            if !fit || s.rows.end > q.rows || s.rows.len() > len {
                 return Err(wrong());
             }
             let (k, v) = s.k.kv().zip(s.v.kv()).ok_or_else(wrong)?;
             Ok(SpanView { rows: s.rows.clone(), k, v, layout: s.layout, sink: s.sink, window: s.window })
         });
         let views = views.collect::<Result<smallvec::SmallVec<[_; 4]>>>()?;
-        let mut out = self.alloc(q.rows, q.cols)?;
+        let mut out = self.alloc(q.rows, p.out_dim())?;
         let q = rows("attention", q)?;
         if let Some(target) = out.view_mut() {
-            attention::attention(&self.context(), q, &views, p, target)?;
+            attention::attention(&self.context(), q, &views, (p, sinks), target)?;
         }
         Ok(out)
     }

@@ -60,8 +60,9 @@ impl<B: Backend> Backend for Plain<B> {
         q: &B::Tensor,
         spans: &[AttnSpan<'_, B::Tensor>],
         p: &AttnParams,
+        sinks: Option<&B::Weight>,
     ) -> Result<B::Tensor> {
-        self.0.attention(q, spans, p)
+        self.0.attention(q, spans, p, sinks)
     }
     fn activate(&self, act: Activation, x: B::Tensor) -> Result<B::Tensor> {
         self.0.activate(act, x)
