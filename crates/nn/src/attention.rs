@@ -24,16 +24,35 @@ pub struct AttentionSpec {
     pub kv: KeyValues,
     /// Norm of queries and keys.
     pub qk_norm: Option<QkNorm>,
-    /// Whether each head has a score that takes part in its softmax without a value: `sinks` (gpt_oss).
-    pub sinks: Bias,
     /// Norm of each head of values.
     pub v_norm: Option<NormKind>,
+    /// Whether each head has a score that takes part in its softmax without a value: `sinks` (gpt_oss).
+    pub sinks: Bias,
     /// Queries, keys and values are cut off at this magnitude before anything else (olmo).
     pub clip: Option<f32>,
     /// Factor on the queries that grows with the position.
     pub temperature: Option<Temperature>,
     /// Position embedding; `None` for layers without.
     pub rope: Option<Arc<RotaryEmbedding>>,
+}
+
+impl AttentionSpec {
+    /// Projections without biases, and no more.
+    pub const fn new(dim: usize, params: AttnParams) -> Self {
+        Self {
+            dim,
+            params,
+            qkv_bias: Bias::None,
+            o_bias: Bias::None,
+            kv: KeyValues::Projected,
+            qk_norm: None,
+            v_norm: None,
+            sinks: Bias::None,
+            clip: None,
+            temperature: None,
+            rope: None,
+        }
+    }
 }
 
 /// Where an attention layer's keys and values come from.
@@ -185,13 +204,13 @@ impl<B: Backend> Attention<B> {
             o: Linear::load(w, &[("o_proj", spec.dim)], p.out_dim(), spec.o_bias)?,
             q_norm: norm("q_norm", p.heads)?,
             k_norm: if own { norm("k_norm", p.kv_heads)? } else { None },
+            v_norm: match spec.v_norm.filter(|_| own) {
+                Some(kind) => Some(w.norm("v_norm", p.v_head_dim, kind)?),
+                None => None,
+            },
             sinks: match spec.sinks {
                 Bias::Added => Some(w.weight("sinks", &[p.heads])?),
                 Bias::None => None,
-            },
-            v_norm: match spec.v_norm.filter(|_| own) {
-                Some(kind) => Some(w.norm("v_norm", p.head_dim, kind)?),
-                None => None,
             },
             spec,
         })
@@ -277,8 +296,7 @@ impl<B: Backend> Attention<B> {
 
 impl<B: Backend> Mixer<B> for Attention<B> {
     fn cache(&self) -> CacheKind {
-        let p = &self.spec.params;
-        match (self.spec.kv, p.window.into_iter().chain(p.chunk).min()) {
+        match (self.spec.kv, self.spec.params.window.into_iter().chain(self.spec.params.chunk).min()) {
             (KeyValues::Shared, _) => CacheKind::None,
             (_, Some(window)) => CacheKind::Rotating { window },
             (_, None) => CacheKind::Dense,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rillm_nn::{AttentionSpec, Bias, KeyValues, MlpKind, MlpSpec, RopeScaling, RotaryEmbedding};
+use rillm_nn::{AttentionSpec, Bias, MlpKind, MlpSpec, RopeScaling, RotaryEmbedding};
 use rillm_tensor_core::{Activation, AttnParams, Pairing};
 
 use crate::{Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, MixerSpec, Norms, Result};
@@ -80,17 +80,8 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
         _ => Some(c.count_or("max_position_embeddings", defaults.context)?),
     };
     let attn = AttentionSpec {
-        dim,
-        params: AttnParams::new(heads, kv_heads, head_dim),
-        qkv_bias: Bias::None,
-        o_bias: Bias::None,
-        kv: KeyValues::Projected,
-        qk_norm: None,
-        sinks: Bias::None,
-        v_norm: None,
-        clip: None,
-        temperature: None,
         rope: Some(Arc::new(RotaryEmbedding::new(rope))),
+        ..AttentionSpec::new(dim, AttnParams::new(heads, kv_heads, head_dim))
     };
     let mlp = MlpSpec {
         kind: MlpKind::Gated,
