@@ -195,13 +195,21 @@ fn matmul(c: &mut Criterion, table: &mut Table, machine: &Machine) {
 }
 
 /// Heads of Llama-3.2-1B.
-const HEADS: AttnParams =
-    AttnParams { heads: 32, kv_heads: 8, head_dim: 64, scale: 0.125, window: None, softcap: None };
+const HEADS: AttnParams = AttnParams {
+    heads: 32,
+    kv_heads: 8,
+    head_dim: 64,
+    v_head_dim: 64,
+    scale: 0.125,
+    window: None,
+    chunk: None,
+    softcap: None,
+};
 
 /// Keys or values of `len` tokens.
 fn kv(cpu: &Cpu, len: usize) -> CpuTensor {
-    let mut buffer = cpu.kv_buffer(len, HEADS.kv_dim()).unwrap();
-    let x = activations(cpu, len, HEADS.kv_dim());
+    let mut buffer = cpu.kv_buffer(len, HEADS.k_dim()).unwrap();
+    let x = activations(cpu, len, HEADS.k_dim());
     cpu.write_rows(&mut buffer, 0, &x, 0..len).unwrap();
     buffer
 }
@@ -209,7 +217,7 @@ fn kv(cpu: &Cpu, len: usize) -> CpuTensor {
 fn attend(cpu: &Cpu, q: &CpuTensor, [k, v]: &[CpuTensor; 2], len: usize) {
     let layout = KvLayout { len, keep: 0, ring: len };
     let span = AttnSpan { rows: 0..cpu.shape(q)[0], k, v, layout, sink: 0, window: None };
-    black_box(cpu.attention(q, &[span], &HEADS).unwrap());
+    black_box(cpu.attention(q, &[span], &HEADS, None).unwrap());
 }
 
 /// One query against the keys of layers in turn, from memory; and a prompt against itself.
@@ -221,7 +229,7 @@ fn attention(c: &mut Criterion, table: &mut Table, machine: &Machine) {
     }
     for cpu in &machine.cpus {
         for len in [1024, 8192] {
-            let bytes = 2 * cpu.tensor_bytes(&cpu.kv_buffer(len, HEADS.kv_dim()).unwrap());
+            let bytes = 2 * cpu.tensor_bytes(&cpu.kv_buffer(len, HEADS.k_dim()).unwrap());
             let kernel = Kernel {
                 group: "attention",
                 name: format!("decode, {len} keys, {}", threads(cpu)),

@@ -9,7 +9,7 @@ use rillm::generate::{Generator, LocalSession, Request};
 use rillm::kvcache::{CacheKind, SequenceCache};
 use rillm::models::{Config, Family, Registry};
 use rillm::nn::{
-    Attention, AttentionSpec, Bias, CausalLm, Embedding, KeyValues, Mixer, Mlp, MlpKind, MlpSpec, Norm, Pass,
+    Attention, AttentionSpec, Bias, CausalLm, Embedding, Mixer, Mlp, MlpKind, MlpSpec, Norm, Pass,
     RotaryEmbedding, WeightSource, Weights,
 };
 use rillm::quant::RawTensor;
@@ -50,22 +50,13 @@ impl<B: Backend> Parallel<B> {
     fn load(w: &Weights<'_, B>, c: &Config<'_>) -> rillm::models::Result<Self> {
         let (dim, heads, vocab) = (c.count("hidden_size")?, c.count("heads")?, c.count("vocab_size")?);
         let (head_dim, norm) = ((dim / heads).max(2), c.rms_norm(1e-5)?);
-        let (window, softcap, scale) = (None, None, (head_dim as f32).powf(-0.5));
         let attn = AttentionSpec {
-            dim,
-            params: AttnParams { heads, kv_heads: heads, head_dim, scale, window, softcap },
-            qkv_bias: Bias::None,
-            o_bias: Bias::None,
-            kv: KeyValues::Projected,
-            qk_norm: None,
-            v_norm: None,
-            gate: None,
-            clip: None,
-            temperature: None,
             rope: Some(Arc::new(RotaryEmbedding::new(c.rope(head_dim, 10_000.0, None)?))),
+            ..AttentionSpec::new(dim, AttnParams::new(heads, heads, head_dim))
         };
         let (act, hidden) = (Activation::Silu, c.count("intermediate_size")?);
-        let mlp = MlpSpec { kind: MlpKind::Gated, dim, hidden, act, bias: Bias::None };
+        let (kind, bias) = (MlpKind::Gated, Bias::None);
+        let mlp = MlpSpec { kind, dim, hidden, act, bias, gate_factor: None };
         let layer = |i| -> rillm::models::Result<_> {
             let w = w.at("blocks").at(i);
             let attention = Attention::load(&w.at("attention"), attn.clone())?;

@@ -20,9 +20,9 @@ impl<B: Backend> DenseKvCache<B> {
         Self { buffers: None, capacity: 0, len: 0 }
     }
 
-    fn grow(&mut self, be: &B, need: usize, cols: usize) -> Result<()> {
+    fn grow(&mut self, be: &B, need: usize, [k_dim, v_dim]: [usize; 2]) -> Result<()> {
         let capacity = grown(need, self.capacity);
-        let (mut k, mut v) = (be.kv_buffer(capacity, cols)?, be.kv_buffer(capacity, cols)?);
+        let (mut k, mut v) = (be.kv_buffer(capacity, k_dim)?, be.kv_buffer(capacity, v_dim)?);
         if let Some((old_k, old_v)) = &self.buffers {
             be.write_rows(&mut k, 0, old_k, 0..self.len)?;
             be.write_rows(&mut v, 0, old_v, 0..self.len)?;
@@ -47,7 +47,7 @@ impl<B: Backend> KvCache<B> for DenseKvCache<B> {
     fn append(&mut self, be: &B, k: Keys<'_, B::Tensor>, v: &B::Tensor, rows: Range<usize>) -> Result<()> {
         let end = self.len + rows.len();
         if end > self.capacity || self.buffers.is_none() {
-            self.grow(be, end, be.shape(k.x)[1])?;
+            self.grow(be, end, [be.shape(k.x)[1], be.shape(v)[1]])?;
         }
         if let Some((keys, values)) = &mut self.buffers {
             be.write_keys(keys, self.len, k, rows.clone())?;

@@ -75,7 +75,7 @@ pub trait KvCache<B: Backend>: Debug + Send {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Appends rows `rows` of the keys `k` and of `v: [t, kv_heads * head_dim]`.
+    /// Appends rows `rows` of the keys `k` and of `v: [t, kv_heads * v_head_dim]`.
     ///
     /// # Errors
     /// When the backend can't allocate; the cache is then as before.

@@ -45,9 +45,10 @@ impl<B: Backend> RotatingKvCache<B> {
     }
 
     /// Moves what is stored into buffers with a ring of at least `need` slots.
-    fn grow(&mut self, be: &B, need: usize, cols: usize) -> Result<()> {
+    fn grow(&mut self, be: &B, need: usize, [k_dim, v_dim]: [usize; 2]) -> Result<()> {
         let ring = if need >= self.window { need } else { grown(need, self.ring).min(self.window) };
-        let (mut k, mut v) = (be.kv_buffer(self.keep + ring, cols)?, be.kv_buffer(self.keep + ring, cols)?);
+        let slots = self.keep + ring;
+        let (mut k, mut v) = (be.kv_buffer(slots, k_dim)?, be.kv_buffer(slots, v_dim)?);
         let (from, to) = (self.layout(), KvLayout { ring, ..self.layout() });
         if let Some((old_k, old_v)) = &self.buffers {
             let first = self.first_seen(self.len).max(self.oldest).min(self.len);
@@ -91,7 +92,7 @@ impl<B: Backend> KvCache<B> for RotatingKvCache<B> {
         let end = self.len + rows.len();
         let need = end.saturating_sub(self.first_seen(self.len).max(self.oldest)).max(1);
         if need > self.ring || self.buffers.is_none() {
-            self.grow(be, need, be.shape(k.x)[1])?;
+            self.grow(be, need, [be.shape(k.x)[1], be.shape(v)[1]])?;
         }
         if let Some((keys, values)) = &mut self.buffers {
             let layout = KvLayout { len: self.len, keep: self.keep, ring: self.ring };

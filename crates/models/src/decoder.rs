@@ -2,7 +2,7 @@
 
 use rillm_kvcache::{CacheKind, SequenceCache};
 use rillm_nn::{CausalLm, Embedding, Linear, Mixer, Norm, Pass, PerLayer, Result, Tail, Weights};
-use rillm_tensor_core::{Backend, Batch, Ids, Input, Recurrent};
+use rillm_tensor_core::{Backend, Batch, Experts, Ids, Input, Recurrent};
 use smallvec::SmallVec;
 
 use crate::{BranchSpec, DecoderSpec, GroupSpec, NormSpec};
@@ -22,6 +22,10 @@ struct Branch<B: Backend> {
 #[derive(Debug)]
 struct Group<B: Backend> {
     branches: Vec<Branch<B>>,
+    /// What becomes of the rows before.
+    entry: Option<Norm<B>>,
+    /// Factor on what the branches are added to.
+    keep: Option<f32>,
     post_norm: Option<Norm<B>>,
     /// Factor on everything afterwards.
     scalar: Option<f32>,
@@ -40,7 +44,7 @@ pub struct Decoder<B: Backend> {
     spec: DecoderSpec,
 }
 
-impl<B: Recurrent> Decoder<B> {
+impl<B: Experts + Recurrent> Decoder<B> {
     /// Loads the parameters that `spec` calls for, under the names that Llama's checkpoints have.
     ///
     /// # Errors
@@ -112,7 +116,7 @@ impl<B: Recurrent> Decoder<B> {
     }
 }
 
-impl<B: Recurrent> Group<B> {
+impl<B: Experts + Recurrent> Group<B> {
     fn load(
         w: &Weights<'_, B>,
         dim: usize,
@@ -123,6 +127,8 @@ impl<B: Recurrent> Group<B> {
         let branches = spec.branches.iter().map(|b| Branch::load(w, dim, b, layer, slots));
         Ok(Self {
             branches: branches.collect::<Result<_>>()?,
+            entry: load_norm(w, dim, spec.entry)?,
+            keep: spec.keep,
             post_norm: load_norm(w, dim, spec.post_norm)?,
             scalar: match spec.scalar {
                 Some(name) => w.opt_values(name, 1)?.and_then(|v| v.first().copied()),
@@ -139,6 +145,9 @@ impl<B: Recurrent> Group<B> {
     /// `x` and what the branches make of `mixed`, their mixers' rows.
     fn add(&self, be: &B, mixed: SmallVec<[B::Tensor; 2]>, mut x: B::Tensor) -> Result<B::Tensor> {
         let branches = self.branches.iter().zip(mixed);
+        if let Some(factor) = self.keep {
+            x = be.scale(x, factor)?;
+        }
         match &self.post_norm {
             None => {
                 for (b, h) in branches {
@@ -166,7 +175,7 @@ fn load_norm<B: Backend>(w: &Weights<'_, B>, dim: usize, spec: Option<NormSpec>)
     spec.map(|n| w.norm(n.name, dim, n.kind)).transpose()
 }
 
-impl<B: Recurrent> Branch<B> {
+impl<B: Experts + Recurrent> Branch<B> {
     /// `slots` tells the layer of every cache so far.
     fn load(
         w: &Weights<'_, B>,
@@ -222,7 +231,7 @@ impl<B: Recurrent> Branch<B> {
     }
 }
 
-impl<B: Recurrent> CausalLm<B> for Decoder<B> {
+impl<B: Experts + Recurrent> CausalLm<B> for Decoder<B> {
     fn vocab(&self) -> usize {
         self.spec.vocab
     }
@@ -263,6 +272,9 @@ impl<B: Recurrent> CausalLm<B> for Decoder<B> {
         let last = self.groups.iter().rposition(Group::keeps).unwrap_or(0);
         let mut rows = batch;
         for (i, group) in self.groups.iter().enumerate() {
+            if let Some(norm) = &group.entry {
+                x = norm.forward(be, &x)?;
+            }
             if i == last && logits_of.is_empty() {
                 for b in group.branches.iter().filter(|b| b.keeps()) {
                     let pass = Pass { slot: b.slot.unwrap_or(0), batch, tail: None, per_layer: None };

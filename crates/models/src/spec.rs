@@ -2,10 +2,10 @@
 
 use rillm_nn::{
     Attention, AttentionSpec, Bias, GatedConv, GatedConvSpec, GatedDelta, GatedDeltaSpec, Griffin,
-    GriffinSpec, Mamba, Mamba2, Mamba2Spec, MambaSpec, Mixer, Mlp, MlpSpec, NormKind, PerLayerGate,
-    PerLayerSpec, Result, Weights,
+    GriffinSpec, KimiDelta, KimiDeltaSpec, Lightning, LightningSpec, Mamba, Mamba2, Mamba2Spec, MambaSpec,
+    Mixer, Mla, MlaSpec, Mlp, MlpSpec, Moe, MoeSpec, NormKind, PerLayerGate, PerLayerSpec, Result, Weights,
 };
-use rillm_tensor_core::Recurrent;
+use rillm_tensor_core::{Experts, Recurrent};
 
 /// A decoder: an embedding, layers in order, a norm and a head.
 #[derive(Clone, Debug)]
@@ -54,11 +54,15 @@ impl HeadSpec {
 #[derive(Clone, Debug)]
 pub struct LayerSpec(pub Vec<GroupSpec>);
 
-/// Branches that read the same rows `x`, to which what they give is added: `x += post_norm(Σ branch(x))`.
+/// Branches that read the same rows `x`, to which what they give is added: `x = keep x + post_norm(Σ branch(x))`.
 #[derive(Clone, Debug)]
 pub struct GroupSpec {
     /// The branches, in the order in which they are added.
     pub branches: Vec<BranchSpec>,
+    /// The norm that `x` is replaced by before (minimax).
+    pub entry: Option<NormSpec>,
+    /// Factor on `x`.
+    pub keep: Option<f32>,
     /// The norm of their sum.
     pub post_norm: Option<NormSpec>,
     /// The name of a number of the layer that everything is multiplied by afterwards.
@@ -67,7 +71,7 @@ pub struct GroupSpec {
 
 impl From<Vec<BranchSpec>> for GroupSpec {
     fn from(branches: Vec<BranchSpec>) -> Self {
-        Self { branches, post_norm: None, scalar: None }
+        Self { branches, entry: None, keep: None, post_norm: None, scalar: None }
     }
 }
 
@@ -117,6 +121,10 @@ pub enum MixerSpec {
     Attention(AttentionSpec),
     /// A dense feed-forward layer.
     Mlp(MlpSpec),
+    /// Multi-head latent attention.
+    Mla(MlaSpec),
+    /// A mixture of experts.
+    Moe(MoeSpec),
     /// The gate of per-layer embeddings.
     PerLayerGate(PerLayerSpec),
     /// A gated short convolution.
@@ -129,20 +137,32 @@ pub enum MixerSpec {
     GatedDelta(GatedDeltaSpec),
     /// A gated linear recurrent unit.
     Griffin(GriffinSpec),
+    /// The delta rule with a decay for each value of a key.
+    KimiDelta(KimiDeltaSpec),
+    /// Linear attention with constant decays.
+    Lightning(LightningSpec),
 }
 
 impl MixerSpec {
     /// Loads the parameters of a mixer of layer `layer`.
-    pub(crate) fn load<B: Recurrent>(&self, w: &Weights<'_, B>, layer: usize) -> Result<Box<dyn Mixer<B>>> {
+    pub(crate) fn load<B: Experts + Recurrent>(
+        &self,
+        w: &Weights<'_, B>,
+        layer: usize,
+    ) -> Result<Box<dyn Mixer<B>>> {
         Ok(match self {
             Self::Attention(spec) => Box::new(Attention::load(w, spec.clone())?),
             Self::Mlp(spec) => Box::new(Mlp::load(w, *spec)?),
+            Self::Mla(spec) => Box::new(Mla::load(w, spec.clone())?),
+            Self::Moe(spec) => Box::new(Moe::load(w, *spec)?),
             Self::PerLayerGate(spec) => Box::new(PerLayerGate::load(w, *spec, layer)?),
             Self::GatedConv(spec) => Box::new(GatedConv::load(w, *spec)?),
             Self::Mamba(spec) => Box::new(Mamba::load(w, *spec)?),
             Self::Mamba2(spec) => Box::new(Mamba2::load(w, spec.clone())?),
             Self::GatedDelta(spec) => Box::new(GatedDelta::load(w, *spec)?),
             Self::Griffin(spec) => Box::new(Griffin::load(w, *spec)?),
+            Self::KimiDelta(spec) => Box::new(KimiDelta::load(w, *spec)?),
+            Self::Lightning(spec) => Box::new(Lightning::load(w, *spec)?),
         })
     }
 }
@@ -201,6 +221,14 @@ impl LayerSpec {
         })
     }
 
+    /// Its mixture of experts, if it has one.
+    pub fn moe(&self) -> Option<&MoeSpec> {
+        self.branches().find_map(|b| match &b.mixer {
+            MixerSpec::Moe(spec) => Some(spec),
+            _ => None,
+        })
+    }
+
     /// Its dense feed-forward layer, if it has one.
     pub fn mlp(&self) -> Option<&MlpSpec> {
         self.branches().find_map(|b| match &b.mixer {
@@ -225,6 +253,27 @@ impl DecoderSpec {
             MixerSpec::Mlp(spec) => Some(spec),
             _ => None,
         })
+    }
+
+    /// The mixtures of experts, in order.
+    pub fn moes(&mut self) -> impl Iterator<Item = &mut MoeSpec> {
+        self.branches().filter_map(|b| match &mut b.mixer {
+            MixerSpec::Moe(spec) => Some(spec),
+            _ => None,
+        })
+    }
+
+    /// Makes mixtures of experts of the feed-forward layers, by number, for which `of` gives one.
+    pub fn mix(&mut self, of: impl Fn(usize, &MlpSpec) -> Option<MoeSpec>) {
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            for branch in layer.branches_mut() {
+                if let MixerSpec::Mlp(mlp) = &branch.mixer
+                    && let Some(moe) = of(i, mlp)
+                {
+                    branch.mixer = MixerSpec::Moe(moe);
+                }
+            }
+        }
     }
 
     /// The branches of all layers, in order.

@@ -28,12 +28,34 @@ pub struct AttentionSpec {
     pub v_norm: Option<NormKind>,
     /// What a gate on the result goes through: of `g_proj`, as wide as the result (qwen3_next).
     pub gate: Option<Activation>,
+    /// Whether each head has a score that takes part in its softmax without a value: `sinks` (gpt_oss).
+    pub sinks: Bias,
     /// Queries, keys and values are cut off at this magnitude before anything else (olmo).
     pub clip: Option<f32>,
     /// Factor on the queries that grows with the position.
     pub temperature: Option<Temperature>,
     /// Position embedding; `None` for layers without.
     pub rope: Option<Arc<RotaryEmbedding>>,
+}
+
+impl AttentionSpec {
+    /// Projections without biases, and no more.
+    pub const fn new(dim: usize, params: AttnParams) -> Self {
+        Self {
+            dim,
+            params,
+            qkv_bias: Bias::None,
+            o_bias: Bias::None,
+            kv: KeyValues::Projected,
+            qk_norm: None,
+            v_norm: None,
+            gate: None,
+            sinks: Bias::None,
+            clip: None,
+            temperature: None,
+            rope: None,
+        }
+    }
 }
 
 /// Where an attention layer's keys and values come from.
@@ -156,6 +178,7 @@ pub struct Attention<B: Backend> {
     q_norm: Option<(NormOrder, HeadNorm<B>)>,
     k_norm: Option<(NormOrder, HeadNorm<B>)>,
     v_norm: Option<Norm<B>>,
+    sinks: Option<B::Weight>,
     spec: AttentionSpec,
 }
 
@@ -166,14 +189,14 @@ impl<B: Backend> Attention<B> {
     /// Missing or misshapen parameters, or the backend's refusal.
     pub fn load(w: &Weights<'_, B>, spec: AttentionSpec) -> Result<Self> {
         let p = &spec.params;
-        let parts = [("q_proj", p.q_dim()), ("k_proj", p.kv_dim()), ("v_proj", p.kv_dim())];
+        let parts = [("q_proj", p.q_dim()), ("k_proj", p.k_dim()), ("v_proj", p.v_dim())];
         let parts = match spec.kv {
             KeyValues::Projected => &parts[..],
             KeyValues::Same => &parts[..2],
             KeyValues::Shared => &parts[..1],
         };
         let mut parts = parts.to_vec();
-        parts.extend(spec.gate.map(|_| ("g_proj", p.q_dim())));
+        parts.extend(spec.gate.map(|_| ("g_proj", p.out_dim())));
         let norm = |name, heads| {
             let load = |norms: QkNorm| {
                 HeadNorm::load(&w.at(name), norms, heads, p.head_dim).map(|norm| (norms.order, norm))
@@ -183,12 +206,16 @@ impl<B: Backend> Attention<B> {
         let own = spec.kv != KeyValues::Shared;
         Ok(Self {
             qkv: Linear::load(w, &parts, spec.dim, spec.qkv_bias)?,
-            o: Linear::load(w, &[("o_proj", spec.dim)], p.q_dim(), spec.o_bias)?,
+            o: Linear::load(w, &[("o_proj", spec.dim)], p.out_dim(), spec.o_bias)?,
             q_norm: norm("q_norm", p.heads)?,
             k_norm: if own { norm("k_norm", p.kv_heads)? } else { None },
             v_norm: match spec.v_norm.filter(|_| own) {
-                Some(kind) => Some(w.norm("v_norm", p.head_dim, kind)?),
+                Some(kind) => Some(w.norm("v_norm", p.v_head_dim, kind)?),
                 None => None,
+            },
+            sinks: match spec.sinks {
+                Bias::Added => Some(w.weight("sinks", &[p.heads])?),
+                Bias::None => None,
             },
             spec,
         })
@@ -207,7 +234,7 @@ impl<B: Backend> Attention<B> {
         let (mut qkv, mut gate) = (self.qkv.forward(be, x, None)?, None);
         if self.spec.gate.is_some() {
             let width = be.shape(&qkv)[1];
-            let [rest, g] = be.split_cols(qkv, [width - p.q_dim(), p.q_dim()])?;
+            let [rest, g] = be.split_cols(qkv, [width - p.out_dim(), p.out_dim()])?;
             (qkv, gate) = (rest, Some(g));
         }
         if let Some(limit) = self.spec.clip {
@@ -215,11 +242,11 @@ impl<B: Backend> Attention<B> {
         }
         let (q, mut k, mut v) = match self.spec.kv {
             KeyValues::Projected => {
-                let [q, k, v] = be.split_cols(qkv, [p.q_dim(), p.kv_dim(), p.kv_dim()])?;
+                let [q, k, v] = be.split_cols(qkv, [p.q_dim(), p.k_dim(), p.v_dim()])?;
                 (q, k, v)
             }
             KeyValues::Same => {
-                let [q, k] = be.split_cols(qkv, [p.q_dim(), p.kv_dim()])?;
+                let [q, k] = be.split_cols(qkv, [p.q_dim(), p.k_dim()])?;
                 (q, k.clone(), k)
             }
             KeyValues::Shared => return Ok((qkv, gate)),
@@ -245,7 +272,7 @@ impl<B: Backend> Attention<B> {
     }
 
     /// Norm and rope of the queries, and what they see. Rows of `batch` may be fewer than those that were cached: the
-    /// latest of some sequences. Returns `[t, q_dim]`.
+    /// latest of some sequences. Returns `[t, out_dim]`.
     fn attend(
         &self,
         be: &B,
@@ -273,13 +300,13 @@ impl<B: Backend> Attention<B> {
             .iter()
             .map(|span| caches[span.sequence].view(slot, span.rows.clone()))
             .collect::<Result<SmallVec<[_; 4]>, _>>()?;
-        Ok(be.attention(&q, &views, &self.spec.params)?)
+        Ok(be.attention(&q, &views, &self.spec.params, self.sinks.as_ref())?)
     }
 }
 
 impl<B: Backend> Mixer<B> for Attention<B> {
     fn cache(&self) -> CacheKind {
-        match (self.spec.kv, self.spec.params.window) {
+        match (self.spec.kv, self.spec.params.window.into_iter().chain(self.spec.params.chunk).min()) {
             (KeyValues::Shared, _) => CacheKind::None,
             (_, Some(window)) => CacheKind::Rotating { window },
             (_, None) => CacheKind::Dense,

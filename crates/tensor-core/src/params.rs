@@ -33,6 +33,14 @@ pub enum Activation {
         /// Slope at zero.
         slope: f32,
     },
+    /// `g sigmoid(alpha g)` with `g = min(x, limit)`. In a gate, what it opens is cut off at `limit` and gets 1 added:
+    /// `act(gate) * (min(max(up, -limit), limit) + 1)` (gpt_oss).
+    ClippedSwish {
+        /// Factor on the argument of the sigmoid.
+        alpha: f32,
+        /// Where both operands are cut off.
+        limit: f32,
+    },
 }
 
 /// Rows of one sequence in a [`Batch`].
@@ -127,22 +135,57 @@ pub struct AttnParams {
     pub kv_heads: usize,
     /// Values of a query or key head.
     pub head_dim: usize,
+    /// Values of a value head, usually `head_dim`.
+    pub v_head_dim: usize,
     /// Factor on scores, usually `head_dim^-0.5`.
     pub scale: f32,
     /// A query sees at most this many latest positions, itself included.
     pub window: Option<usize>,
+    /// A query sees only positions of its own chunk of this many: none before `p / chunk * chunk` (llama4).
+    pub chunk: Option<usize>,
     /// Scores become `cap * tanh(score / cap)` (gemma2).
     pub softcap: Option<f32>,
 }
 
 impl AttnParams {
+    /// Keys and values of one width, scores times `head_dim^-0.5`, and every query sees all before it.
+    pub fn new(heads: usize, kv_heads: usize, head_dim: usize) -> Self {
+        Self {
+            heads,
+            kv_heads,
+            head_dim,
+            v_head_dim: head_dim,
+            scale: (head_dim as f32).powf(-0.5),
+            window: None,
+            chunk: None,
+            softcap: None,
+        }
+    }
     /// Width of a query row, `heads * head_dim`.
     pub fn q_dim(&self) -> usize {
         self.heads * self.head_dim
     }
-    /// Width of a key or value row, `kv_heads * head_dim`.
-    pub fn kv_dim(&self) -> usize {
+    /// Width of a key row, `kv_heads * head_dim`.
+    pub fn k_dim(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+    /// Width of a value row, `kv_heads * v_head_dim`.
+    pub fn v_dim(&self) -> usize {
+        self.kv_heads * self.v_head_dim
+    }
+    /// Width of a row of the result, `heads * v_head_dim`.
+    pub fn out_dim(&self) -> usize {
+        self.heads * self.v_head_dim
+    }
+    /// The first position that a query at position `p` may see, as far as `window` (the narrower of the cache's and the
+    /// layer's) and the chunks say.
+    pub(crate) fn first_seen(&self, p: usize, window: Option<usize>) -> usize {
+        let first = window.map_or(0, |window| (p + 1).saturating_sub(window));
+        first.max(self.chunk.map_or(0, |chunk| p - p % chunk.max(1)))
+    }
+    /// The narrower of `window`, that of a cache, and the layer's own.
+    pub(crate) fn narrower(&self, window: Option<usize>) -> Option<usize> {
+        window.into_iter().chain(self.window).min()
     }
 }
 
@@ -193,13 +236,13 @@ pub struct AttnSpan<'a, T> {
     pub rows: Range<usize>,
     /// Keys, `[slots, kv_heads * head_dim]`, from [`Backend::kv_buffer`](crate::Backend::kv_buffer).
     pub k: &'a T,
-    /// Values, of the same shape.
+    /// Values, `[slots, kv_heads * v_head_dim]`.
     pub v: &'a T,
     /// Which slot holds which position.
     pub layout: KvLayout,
     /// Besides its window, a query sees positions `< sink` (a rotating cache's `keep`).
     pub sink: usize,
     /// Latest positions that a query sees as far as the cache is concerned; the layer's own window
-    /// ([`AttnParams::window`]) holds as well, the narrower one counts.
+    /// ([`AttnParams::window`]) and chunks hold as well, the narrowest counts.
     pub window: Option<usize>,
 }

@@ -4,12 +4,15 @@
 
 mod reference;
 
+use std::ops::Range;
+
 use reference::plain::Plain;
-use reference::{Random, Span, activation, attention, close, dot, matrix};
+use reference::{Random, Span, activation, attention, close, dot, gated, matrix};
 use rillm_quant::{FloatType, Format, RawTensor};
 use rillm_tensor_core::cpu::{Cpu, Precision};
 use rillm_tensor_core::{
-    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, KvLayout, Pairing, Rope,
+    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Experts, Ids, Input, Keys, KvLayout, Pairing,
+    Rope,
 };
 
 /// How far results may be from `f64`, in parts of the magnitudes that enter them.
@@ -45,7 +48,7 @@ fn values<B: Backend>(be: &B, x: &B::Tensor) -> Vec<f32> {
 }
 
 /// All of the suite.
-fn conformance<B: Backend>(be: &B, tol: Tolerance) {
+fn conformance<B: Experts>(be: &B, tol: Tolerance) {
     let random = &mut Random(0x2545_f491_4f6c_dd1d);
     moves(be, random);
     embeddings(be, random);
@@ -57,6 +60,7 @@ fn conformance<B: Backend>(be: &B, tol: Tolerance) {
     projections(be, random, tol);
     rotated_keys(be, random, tol);
     sampled(be, random);
+    experts::experts(be, random, tol);
     wrong_shapes(be, random);
     wrong_buffers(be, random);
 }
@@ -117,11 +121,11 @@ fn writes<B: Backend>(be: &B, random: &mut Random, t: usize, d: usize) {
     be.write_rows(&mut buffer, at, &tx, 0..1).unwrap();
     // Attention to one position gives its value: the softmax of one score is 1.
     let seen = |buffer: &B::Tensor, slot: usize| {
-        let p = AttnParams { heads: 1, kv_heads: 1, head_dim: d, scale: 1.0, window: None, softcap: None };
+        let p = AttnParams { scale: 1.0, ..AttnParams::new(1, 1, d) };
         let q = tensor(be, &vec![0.0; d], d);
         let layout = KvLayout { len: slot + 1, keep: 0, ring: slot + 1 };
         let span = AttnSpan { rows: 0..1, k: buffer, v: buffer, layout, sink: 0, window: Some(1) };
-        values(be, &be.attention(&q, &[span], &p).unwrap())
+        values(be, &be.attention(&q, &[span], &p, None).unwrap())
     };
     for r in from..t {
         assert_eq!(seen(&before, at + r - from), x[r * d..][..d], "a clone keeps what it was");
@@ -278,6 +282,7 @@ const ACTIVATIONS: [Activation; 9] = [
     Activation::Sigmoid,
     Activation::Clip { limit: 0.7 },
     Activation::XIelu { positive: 0.8, negative: 1.3, slope: 0.5 },
+    Activation::ClippedSwish { alpha: 1.702, limit: 1.5 },
 ];
 
 fn elementwise<B: Backend>(be: &B, random: &mut Random, tol: Tolerance) {
@@ -301,7 +306,7 @@ fn elementwise<B: Backend>(be: &B, random: &mut Random, tol: Tolerance) {
         for act in ACTIVATIONS {
             let name = format!("{act:?}");
             near(&be.activate(act, tx.clone()).unwrap(), &name, &|x, _| activation(act, x));
-            near(&be.gate(act, tx.clone(), &ty).unwrap(), &name, &|x, y| activation(act, x) * y);
+            near(&be.gate(act, tx.clone(), &ty).unwrap(), &name, &|x, y| gated(act, x, y));
         }
         near(&be.add(tx.clone(), &ty).unwrap(), "add", &|x, y| x + y);
         near(&be.scale(tx.clone(), -0.37).unwrap(), "scale", &|x, _| x * f64::from(-0.37f32));
@@ -337,15 +342,27 @@ fn rotations<B: Backend>(be: &B, random: &mut Random, tol: Tolerance) {
     }
 }
 
-/// Several sequences in one call, with every kind of layout, window, sink and cap.
+/// Several sequences in one call, with every kind of layout, window, chunk, sink and cap.
 fn attentions<B: Backend>(be: &B, random: &mut Random, tol: Tolerance) {
-    for (heads, kv_heads, head_dim) in [(1, 1, 64), (4, 2, 16), (9, 3, 64), (8, 1, 80), (2, 2, 256)] {
-        for (softcap, window) in [(None, None), (Some(5.0), None), (None, Some(9)), (Some(30.0), Some(1))] {
-            let scale = (head_dim as f32).powf(-0.5);
-            let p = AttnParams { heads, kv_heads, head_dim, scale, window, softcap };
+    // Heads, those of keys, widths of keys and values; the last is a small latent with 40 heads.
+    let shapes =
+        [(1, 1, 64, 64), (4, 2, 16, 24), (9, 3, 64, 64), (8, 1, 80, 80), (2, 2, 256, 256), (40, 1, 40, 32)];
+    for (heads, kv_heads, head_dim, v_head_dim) in shapes {
+        for (softcap, window, chunk) in [
+            (None, None, None),
+            (Some(5.0), None, Some(8)),
+            (None, Some(9), None),
+            (Some(30.0), Some(1), None),
+            (None, None, Some(20)),
+        ] {
+            let plain = AttnParams::new(heads, kv_heads, head_dim);
+            let p = AttnParams { v_head_dim, window, chunk, softcap, ..plain };
+            let logits = random.values(heads, 3.0);
+            let sinks = (random.below(2) == 0).then_some(&logits[..]);
+            let weight = sinks.map(|s| vector(be, s));
             let (mut spans, mut rows) = (Vec::new(), 0);
             for t in [1, 5, 1, 70] {
-                spans.push(Span::any(random, rows..rows + t, p.kv_dim()));
+                spans.push(Span::any(random, rows..rows + t, &p));
                 rows += t;
             }
             let q = random.values(rows * p.q_dim(), 2.0);
@@ -358,10 +375,10 @@ fn attentions<B: Backend>(be: &B, random: &mut Random, tol: Tolerance) {
                     AttnSpan { rows, k, v, layout: s.layout, sink: s.sink, window: s.window }
                 })
                 .collect();
-            let got = be.attention(&tensor(be, &q, p.q_dim()), &views, &p).unwrap();
-            assert_eq!(be.shape(&got), [rows, p.q_dim()]);
+            let got = be.attention(&tensor(be, &q, p.q_dim()), &views, &p, weight.as_ref()).unwrap();
+            assert_eq!(be.shape(&got), [rows, p.out_dim()]);
             let got = values(be, &got);
-            for (i, wanted) in attention(&q, &spans, &p).into_iter().enumerate() {
+            for (i, wanted) in attention(&q, &spans, &p, sinks).into_iter().enumerate() {
                 close(got[i], wanted, tol.attention, &format!("{}: {p:?}, value {i}", be.name()));
             }
         }
@@ -428,20 +445,21 @@ fn rotated_keys<B: Backend>(be: &B, random: &mut Random, tol: Tolerance) {
         let mut batch = Batch::default();
         batch.reset(t);
         batch.push(0, 700, t);
-        let p = AttnParams { heads, kv_heads: heads, head_dim, scale: 0.1, window: None, softcap: None };
+        let p = AttnParams { scale: 0.1, ..AttnParams::new(heads, heads, head_dim) };
         // Some columns of wider rows, as of a merged projection.
-        let wide = tensor(be, &random.values(t * (p.kv_dim() + 7), 1.0), p.kv_dim() + 7);
-        let [_, x] = be.split_cols(wide, [7, p.kv_dim()]).unwrap();
+        let wide = tensor(be, &random.values(t * (p.k_dim() + 7), 1.0), p.k_dim() + 7);
+        let [_, x] = be.split_cols(wide, [7, p.k_dim()]).unwrap();
         let (rows, at) = (2..t - 1, 3);
         let layout = KvLayout { len: at + rows.len(), keep: 0, ring: t };
         let turned = be.rope(x.clone(), &rope, &batch).unwrap();
         for (rope, turned) in [(Some((&rope, &batch)), &turned), (None, &x)] {
-            let [mut k, mut wanted] = [0, 1].map(|_| be.kv_buffer(t, p.kv_dim()).unwrap());
+            let [mut k, mut wanted] = [0, 1].map(|_| be.kv_buffer(t, p.k_dim()).unwrap());
             be.write_keys(&mut k, at, Keys { x: &x, rope }, rows.clone()).unwrap();
             be.write_rows(&mut wanted, at, turned, rows.clone()).unwrap();
             let seen = |k: &B::Tensor| {
                 let span = AttnSpan { rows: 0..5, k, v: k, layout, sink: 0, window: None };
-                values(be, &be.attention(&turned.clone(), &[span], &p).unwrap())[..5 * p.q_dim()].to_vec()
+                values(be, &be.attention(&turned.clone(), &[span], &p, None).unwrap())[..5 * p.q_dim()]
+                    .to_vec()
             };
             for (got, wanted) in seen(&k).iter().zip(seen(&wanted)) {
                 close(*got, f64::from(wanted), tol.fused, &format!("{}: {rope:?}", be.name()));
@@ -542,15 +560,15 @@ fn wrong_buffers<B: Backend>(be: &B, random: &mut Random) {
     wrong("keys of other rows than the batch", be.write_keys(&mut buffer, 0, keys, 0..3));
     be.write_rows(&mut buffer, 1, &x, 0..3).unwrap();
 
-    let p = AttnParams { heads: 2, kv_heads: 1, head_dim: 8, scale: 1.0, window: None, softcap: None };
+    let p = AttnParams { scale: 1.0, ..AttnParams::new(2, 1, 8) };
     let q = tensor(be, &[0.5; 3 * 16], 16);
     let span = |rows, len, ring| {
         let layout = KvLayout { len, keep: 0, ring };
         AttnSpan { rows, k: &buffer, v: &buffer, layout, sink: 0, window: None }
     };
-    assert_eq!(be.shape(&be.attention(&q, &[span(0..3, 4, 4)], &p).unwrap()), [3, 16]);
+    assert_eq!(be.shape(&be.attention(&q, &[span(0..3, 4, 4)], &p, None).unwrap()), [3, 16]);
     let fails = |what: &str, q: &B::Tensor, span: AttnSpan<'_, B::Tensor>, p: AttnParams| {
-        let error = be.attention(q, &[span], &p).map(|t| be.shape(&t)).unwrap_err();
+        let error = be.attention(q, &[span], &p, None).map(|t| be.shape(&t)).unwrap_err();
         assert!(matches!(error, Error::Shape { .. }), "{what}: {error}");
     };
     fails("a buffer shorter than the sequence", &q, span(0..3, 5, 5), p);
@@ -560,6 +578,11 @@ fn wrong_buffers<B: Backend>(be: &B, random: &mut Random) {
     fails("narrow queries", &x, span(0..3, 4, 4), p);
     fails("wide keys", &q, span(0..3, 4, 4), AttnParams { kv_heads: 2, ..p });
     fails("no heads of keys", &q, span(0..3, 4, 4), AttnParams { kv_heads: 0, ..p });
+    fails("values that are wider", &q, span(0..3, 4, 4), AttnParams { v_head_dim: 9, ..p });
+    fails("no values", &q, span(0..3, 4, 4), AttnParams { v_head_dim: 0, ..p });
+    let sinks = vector(be, &[0.0; 3]);
+    let error = be.attention(&q, &[span(0..3, 4, 4)], &p, Some(&sinks)).map(|t| be.shape(&t)).unwrap_err();
+    assert!(matches!(error, Error::Shape { .. }), "sinks of other heads: {error}");
     fails("values of another width", &q, AttnSpan { v: &narrow, ..span(0..3, 4, 4) }, p);
     assert!(matches!(be.kv_buffer(usize::MAX / 2, 64), Err(Error::OutOfMemory { .. })));
 }
@@ -603,6 +626,8 @@ fn cpu_keeps_ids_on_the_host() {
     assert!(cpu.name().contains("cpu"));
 }
 
+#[path = "conformance/experts.rs"]
+mod experts;
 #[cfg(feature = "mlx")]
 #[path = "conformance/mlx.rs"]
 mod mlx;

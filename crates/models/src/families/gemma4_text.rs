@@ -86,6 +86,7 @@ fn attentions(c: &Config<'_>, spec: &mut DecoderSpec, layers: &Layers) -> Result
         p.scale = 1.0;
         p.window = sliding.then_some(window);
         (p.head_dim, p.kv_heads) = heads(c, i, *sliding)?;
+        p.v_head_dim = p.head_dim;
         attn.rope = Some(rope(c, p.head_dim, *sliding)?);
         if !p.heads.is_multiple_of(p.kv_heads) {
             return Err(c.unsupported("num_global_key_value_heads", "a divisor of the heads"));

@@ -1,6 +1,6 @@
 //! GPT-2: LayerNorm, learned positions, biases everywhere, plain feed-forward layers, Conv1D weights.
 
-use rillm_nn::{AttentionSpec, Bias, KeyValues, MlpKind, MlpSpec, NormKind, Origin, WeightSource};
+use rillm_nn::{AttentionSpec, Bias, MlpKind, MlpSpec, NormKind, Origin, WeightSource};
 use rillm_tensor_core::{Activation, AttnParams};
 
 use super::llama::layer_count;
@@ -34,17 +34,9 @@ pub(super) fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let layer = |i: usize| {
         let scale = if by_layer { scaled / (i + 1) as f32 } else { scaled };
         let attn = AttentionSpec {
-            dim,
-            params: AttnParams { heads, kv_heads: heads, head_dim, scale, window: None, softcap: None },
             qkv_bias: Bias::Added,
             o_bias: Bias::Added,
-            kv: KeyValues::Projected,
-            qk_norm: None,
-            v_norm: None,
-            gate: None,
-            clip: None,
-            temperature: None,
-            rope: None,
+            ..AttentionSpec::new(dim, AttnParams { scale, ..AttnParams::new(heads, heads, head_dim) })
         };
         LayerSpec::new(MixerSpec::Attention(attn), MixerSpec::Mlp(mlp), Norms::Pre, norm)
     };

@@ -48,7 +48,7 @@ fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
         let part = layer_of(name).and_then(|(_, rest)| parts.iter().position(|p| rest.starts_with(p)));
         match (part, params) {
             (Some(part), Some(p)) if p.kv_heads == 1 && p.heads > 1 => {
-                let (rows, of) = stacked(&[p.q_dim(), p.kv_dim(), p.kv_dim()], part);
+                let (rows, of) = stacked(&[p.q_dim(), p.k_dim(), p.v_dim()], part);
                 Origin::Rows { name: stored, rows, of }
             }
             (Some(part), Some(p)) => {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rillm_nn::{AttentionSpec, Bias, KeyValues, MlpKind, MlpSpec, RopeScaling, RotaryEmbedding};
+use rillm_nn::{AttentionSpec, Bias, MlpKind, MlpSpec, RopeScaling, RotaryEmbedding};
 use rillm_tensor_core::{Activation, AttnParams, Pairing};
 
 use crate::{Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, MixerSpec, Norms, Result};
@@ -17,6 +17,8 @@ pub(super) struct Defaults {
     pub context: usize,
     /// `None`: `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
+    /// `None`: as many as query heads.
+    pub kv_heads: Option<usize>,
     /// The part of each head that is rotated.
     pub part: f64,
     pub pairing: Pairing,
@@ -28,6 +30,7 @@ pub(super) const DEFAULTS: Defaults = Defaults {
     tied: false,
     context: 2048,
     head_dim: None,
+    kv_heads: None,
     part: 1.0,
     pairing: Pairing::Halves,
 };
@@ -91,7 +94,10 @@ pub(super) fn attention(
         (Some(n), _) | (None, Some(n)) => n,
         (None, None) => (dim / heads).max(1),
     };
-    let kv_heads = c.count_or("num_key_value_heads", heads)?;
+    let kv_heads = match defaults.kv_heads {
+        Some(n) if !c.has("num_key_value_heads") => n,
+        _ => c.count_or("num_key_value_heads", heads)?,
+    };
     if heads % kv_heads != 0 {
         return Err(c.unsupported("num_key_value_heads", &format!("a divisor of {heads} heads")));
     }
@@ -101,19 +107,9 @@ pub(super) fn attention(
         RopeScaling::Dynamic { .. } => None,
         _ => Some(c.count_or("max_position_embeddings", defaults.context)?),
     };
-    let scale = (head_dim as f32).powf(-0.5);
     let attn = AttentionSpec {
-        dim,
-        params: AttnParams { heads, kv_heads, head_dim, scale, window: None, softcap: None },
-        qkv_bias: Bias::None,
-        o_bias: Bias::None,
-        kv: KeyValues::Projected,
-        qk_norm: None,
-        v_norm: None,
-        gate: None,
-        clip: None,
-        temperature: None,
         rope: Some(Arc::new(RotaryEmbedding::new(rope))),
+        ..AttentionSpec::new(dim, AttnParams::new(heads, kv_heads, head_dim))
     };
     Ok((attn, context))
 }

@@ -22,7 +22,7 @@ fn layout(spec: &DecoderSpec, _: &dyn WeightSource) -> Layout {
         .map(|l| {
             let qkv = l.attention().map_or([0; 3], |a| {
                 let p = &a.params;
-                [p.q_dim(), p.kv_dim(), p.kv_dim()]
+                [p.q_dim(), p.k_dim(), p.v_dim()]
             });
             (qkv, [l.mlp().map_or(0, |mlp| mlp.hidden); 2])
         })

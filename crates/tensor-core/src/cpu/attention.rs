@@ -32,7 +32,7 @@ pub(crate) struct SpanView<'a> {
     pub rows: Range<usize>,
     /// Keys, `[slots, kv_heads * head_dim]`.
     pub k: KvData<'a>,
-    /// Values, of the same shape.
+    /// Values, `[slots, kv_heads * v_head_dim]`.
     pub v: KvData<'a>,
     /// Which slot holds which position.
     pub layout: KvLayout,
@@ -42,8 +42,8 @@ pub(crate) struct SpanView<'a> {
     pub window: Option<usize>,
 }
 
-/// Attention of the rows of `q` that the spans name, `[t, heads * head_dim]`, into the same rows of `out`. The
-/// caller has checked that heads, widths, rows and slots fit.
+/// Attention of the rows of `q` that the spans name, `[t, heads * head_dim]`, into the same rows of `out`,
+/// `[t, heads * v_head_dim]`. The caller has checked that heads, widths, rows and slots fit.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`] for scratch memory.
@@ -51,13 +51,15 @@ pub(crate) fn attention(
     ctx: &Context<'_>,
     q: Rows<'_>,
     spans: &[SpanView<'_>],
-    p: &AttnParams,
+    (p, sinks): (&AttnParams, Option<&[f32]>),
     out: RowsMut<'_>,
 ) -> Result<()> {
-    assert!(q.cols == p.q_dim() && out.cols == q.cols && p.heads.is_multiple_of(p.kv_heads));
+    assert!(q.cols == p.q_dim() && out.cols == p.out_dim() && p.heads.is_multiple_of(p.kv_heads));
+    assert!(sinks.is_none_or(|s| s.len() == p.heads));
     assert!(spans.iter().all(|s| s.rows.end <= q.rows.min(out.rows) && s.rows.len() <= s.layout.len));
     let stride = out.stride;
-    let work = Work { ctx, q, spans, p, parts: None, out: Shared(out.data.as_mut_ptr()), out_stride: stride };
+    let target = Shared(out.data.as_mut_ptr());
+    let work = Work { ctx, q, spans, p, sinks, parts: None, out: target, out_stride: stride };
     assert!(q.rows == 0 || (out.rows - 1) * stride + out.cols <= out.data.len());
     let whole = work.tasks();
     let divided = Work { parts: Some(Shared(std::ptr::null_mut())), ..work };
@@ -94,6 +96,8 @@ struct Work<'a> {
     q: Rows<'a>,
     spans: &'a [SpanView<'a>],
     p: &'a AttnParams,
+    /// One score a head, without a value.
+    sinks: Option<&'a [f32]>,
     /// Where the sums over chunks go until they are merged, if sequences are divided.
     parts: Option<Shared>,
     out: Shared,
@@ -141,7 +145,7 @@ impl<'a> Work<'a> {
 
     /// Floats of a running softmax: the padded head, `m`, `l`.
     fn state(&self) -> usize {
-        padded(self.p.head_dim) + LANES
+        padded(self.p.v_head_dim) + LANES
     }
 
     /// Floats of the partial sums of a span.
@@ -197,12 +201,13 @@ impl<'a> Work<'a> {
     /// Does a task.
     fn attend(&self, task: &Task<'_>) -> Result<()> {
         let (group, head_dim) = (self.group(), self.p.head_dim);
-        let (rows, width) = (task.queries.len() * group, padded(head_dim));
+        let dims = [head_dim, self.p.v_head_dim];
+        let (rows, width) = (task.queries.len() * group, padded(self.p.v_head_dim));
         let form = Form::of(rows, self.tiled());
-        let floats = Tile::floats(form, rows, head_dim);
+        let floats = Tile::floats(form, rows, dims);
         let mut buffer = self.ctx.scratch.take((floats + rows * self.state()) * size_of::<f32>())?;
         let (memory, totals) = buffer.floats_mut().split_at_mut(floats);
-        let mut tile = Tile::new(memory, form, [task.queries.len(), group], head_dim);
+        let mut tile = Tile::new(memory, form, [task.queries.len(), group], dims);
         for row in 0..rows {
             let q = self.q.row(task.span.rows.start + task.queries.start + row / group);
             tile.set_query(row, &q[self.head(task, row) * head_dim..][..head_dim]);
@@ -249,14 +254,12 @@ impl<'a> Work<'a> {
     fn chunk(&self, task: &Task<'_>, tile: &mut Tile<'_>, positions: Range<usize>) {
         let Task { span, queries, .. } = task;
         let scoring = Scoring { scale: self.p.scale, softcap: self.p.softcap };
-        let window = match (span.window, self.p.window) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
+        let window = self.p.narrower(span.window);
         let at = |query: usize| span.layout.len - span.rows.len() + query;
-        for region in regions(&span.layout, span.sink, window) {
+        for region in regions(&span.layout, span.sink) {
             let of = |query| {
-                let seen = region.seen_from(at(query));
+                let first = if region.for_ever { 0 } else { self.p.first_seen(at(query), window) };
+                let seen = region.from.max(first)..region.to.min(at(query) + 1);
                 seen.start.max(positions.start)..seen.end.min(positions.end)
             };
             let (lo, hi) = (of(queries.start).start, of(queries.end - 1).end);
@@ -278,7 +281,7 @@ impl<'a> Work<'a> {
 
     /// Loads the keys and values at `positions` into the block that begins at `block`.
     fn load(&self, task: &Task<'_>, tile: &mut Tile<'_>, block: usize, positions: Range<usize>) {
-        let (layout, width, stride) = (&task.span.layout, tile.width(), self.p.kv_dim());
+        let (layout, p) = (&task.span.layout, self.p);
         let mut from = positions.start;
         while from < positions.end {
             let slot = layout.slot(from);
@@ -286,11 +289,16 @@ impl<'a> Work<'a> {
             let end =
                 if from < layout.keep { layout.keep } else { from + (layout.keep + layout.ring - slot) };
             let end = end.min(positions.end);
-            let at = slot * stride + task.kv_head * self.p.head_dim;
-            let rows = (from - block) * width..(end - block) * width;
-            let head = |data| CachedHead { data, at, stride, head_dim: self.p.head_dim };
-            (self.ctx.kernels.attention.load)(head(task.span.k), &mut tile.k[rows.clone()]);
-            (self.ctx.kernels.attention.load)(head(task.span.v), &mut tile.v[rows]);
+            let head = |data, stride, head_dim| CachedHead {
+                data,
+                at: slot * stride + task.kv_head * head_dim,
+                stride,
+                head_dim,
+            };
+            let rows = |dim: usize| (from - block) * padded(dim)..(end - block) * padded(dim);
+            let load = self.ctx.kernels.attention.load;
+            load(head(task.span.k, p.k_dim(), p.head_dim), &mut tile.k[rows(p.head_dim)]);
+            load(head(task.span.v, p.v_dim(), p.v_head_dim), &mut tile.v[rows(p.v_head_dim)]);
             from = end;
         }
     }
@@ -310,7 +318,7 @@ impl<'a> Work<'a> {
             let states = unsafe { std::slice::from_raw_parts_mut(parts.0.add(at), count * self.state()) };
             let (total, rest) = states.split_at_mut(self.state());
             for part in rest.chunks_exact(self.state()) {
-                let (o, last) = part.split_at(padded(self.p.head_dim));
+                let (o, last) = part.split_at(padded(self.p.v_head_dim));
                 self.merge_into(total, o, last[0], last[1]);
             }
             return self.finish(span.rows.start + row, head, total);
@@ -326,44 +334,42 @@ impl<'a> Work<'a> {
 
     /// Writes the result of a row and head.
     fn finish(&self, row: usize, head: usize, total: &[f32]) {
-        let (o, last) = total.split_at(padded(self.p.head_dim));
-        let at = row * self.out_stride + head * self.p.head_dim;
+        let (o, last) = total.split_at(padded(self.p.v_head_dim));
+        let at = row * self.out_stride + head * self.p.v_head_dim;
         // SAFETY: `attention` has checked that the rows fit; this task alone has this row and head.
-        let out = unsafe { std::slice::from_raw_parts_mut(self.out.0.add(at), self.p.head_dim) };
-        (self.ctx.kernels.attention.finish)(o, last[1], out);
+        let out = unsafe { std::slice::from_raw_parts_mut(self.out.0.add(at), self.p.v_head_dim) };
+        let l = match self.sinks {
+            // What is nothing beside an infinite sink becomes 0.
+            Some(sinks) if last[1] > 0.0 => last[1] + (sinks[head] - last[0]).exp(),
+            _ => last[1],
+        };
+        (self.ctx.kernels.attention.finish)(o, l, out);
     }
 }
 
-/// Positions `from..to` of which a query sees one interval.
+/// Positions `from..to` of which a query sees one interval that ends with its own position.
 struct Region {
     from: usize,
     to: usize,
-    window: Option<usize>,
+    /// Whether windows and chunks do not hide them.
+    for_ever: bool,
 }
 
-impl Region {
-    /// What a query at position `p` sees; empty if `start >= end`.
-    fn seen_from(&self, p: usize) -> Range<usize> {
-        let first = self.window.map_or(0, |window| (p + 1).saturating_sub(window));
-        self.from.max(first)..self.to.min(p + 1)
-    }
-}
-
-/// The stored positions in order: those that are seen as sinks, in whole or in part, then those in the window.
-fn regions(layout: &KvLayout, sink: usize, window: Option<usize>) -> [Region; 3] {
+/// The stored positions in order: those that are seen as sinks, in whole or in part, then the others.
+fn regions(layout: &KvLayout, sink: usize) -> [Region; 3] {
     let KvLayout { len, keep, .. } = *layout;
     let oldest = layout.oldest();
     let between = if sink < keep {
         // Kept, but seen only through the window.
-        Region { from: sink, to: keep, window }
+        Region { from: sink, to: keep, for_ever: false }
     } else {
         // Seen for ever, as long as they are stored.
-        Region { from: keep.max(oldest), to: sink, window: None }
+        Region { from: keep.max(oldest), to: sink, for_ever: true }
     };
     [
-        Region { from: 0, to: sink.min(keep), window: None },
+        Region { from: 0, to: sink.min(keep), for_ever: true },
         between,
-        Region { from: sink.max(keep).max(oldest), to: len, window },
+        Region { from: sink.max(keep).max(oldest), to: len, for_ever: false },
     ]
 }
 

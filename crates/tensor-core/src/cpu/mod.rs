@@ -6,6 +6,7 @@
 mod attention;
 mod bandwidth;
 mod buffer;
+mod experts;
 mod kernels;
 mod matmul;
 mod packed;
@@ -36,6 +37,7 @@ use crate::{
 };
 
 pub use self::bandwidth::Bandwidth;
+pub use self::experts::CpuRoutes;
 pub use self::matmul::Precision;
 pub use self::tensor::CpuTensor;
 
@@ -119,20 +121,31 @@ enum Stored {
     Vector(Vec<f32>),
     /// Matrices of equal width, rows stacked.
     Matrices(Vec<Packed>),
+    /// One for each expert or head, of equal shape.
+    Stack(Vec<CpuWeight>),
 }
 
 impl CpuWeight {
     fn vector(&self, op: &'static str) -> Result<&[f32]> {
         match &self.0 {
             Stored::Vector(v) => Ok(v),
-            Stored::Matrices(m) => Err(shape(op, dims(m), [1, m.first().map_or(0, Packed::cols)])),
+            _ => Err(shape(op, self.dims(), [1, self.dims()[1]])),
         }
     }
 
     fn matrices(&self, op: &'static str) -> Result<&[Packed]> {
         match &self.0 {
             Stored::Matrices(m) => Ok(m),
-            Stored::Vector(v) => Err(shape(op, [1, v.len()], [v.len(), 1])),
+            _ => Err(shape(op, self.dims(), [self.dims()[1], 1])),
+        }
+    }
+
+    /// Rows and columns, of one of a stack.
+    fn dims(&self) -> [usize; 2] {
+        match &self.0 {
+            Stored::Vector(v) => [1, v.len()],
+            Stored::Matrices(m) => dims(m),
+            Stored::Stack(all) => all.first().map_or([0, 0], Self::dims),
         }
     }
 }
@@ -321,6 +334,7 @@ impl Backend for Cpu {
         match &w.0 {
             Stored::Vector(v) => 4 * v.len(),
             Stored::Matrices(m) => m.iter().map(Packed::bytes).sum(),
+            Stored::Stack(all) => all.iter().map(|w| self.weight_bytes(w)).sum(),
         }
     }
 
@@ -381,26 +395,33 @@ impl Backend for Cpu {
         q: &CpuTensor,
         spans: &[AttnSpan<'_, CpuTensor>],
         p: &AttnParams,
+        sinks: Option<&CpuWeight>,
     ) -> Result<CpuTensor> {
-        if q.cols != p.q_dim() || p.kv_heads == 0 || !p.heads.is_multiple_of(p.kv_heads) {
+        let divides = p.kv_heads > 0 && p.heads.is_multiple_of(p.kv_heads);
+        if q.cols != p.q_dim() || p.v_head_dim == 0 || !divides {
             return Err(shape("attention", [q.rows, q.cols], [q.rows, p.q_dim()]));
         }
+        let sinks = sinks.map(|s| s.vector("attention sinks")).transpose()?;
+        if let Some(sinks) = sinks.filter(|s| s.len() != p.heads) {
+            return Err(shape("attention sinks", [1, sinks.len()], [1, p.heads]));
+        }
         let views = spans.iter().map(|s| {
-            let wrong = || shape("attention", [s.k.rows, s.k.cols], [s.layout.len, p.kv_dim()]);
+            let wrong = || shape("attention", [s.k.rows, s.k.cols], [s.layout.len, p.k_dim()]);
             let KvLayout { len, keep, ring } = s.layout;
             let slots = len.min(keep.saturating_add(ring));
-            let fits = |x: &CpuTensor| x.cols == p.kv_dim() && x.rows >= slots && (ring > 0 || len <= keep);
-            if !fits(s.k) || !fits(s.v) || s.rows.end > q.rows || s.rows.len() > len {
+            let fits = |x: &CpuTensor, dim| x.cols == dim && x.rows >= slots && (ring > 0 || len <= keep);
+            let fit = fits(s.k, p.k_dim()) && fits(s.v, p.v_dim());
+            if !fit || s.rows.end > q.rows || s.rows.len() > len {
                 return Err(wrong());
             }
             let (k, v) = s.k.kv().zip(s.v.kv()).ok_or_else(wrong)?;
             Ok(SpanView { rows: s.rows.clone(), k, v, layout: s.layout, sink: s.sink, window: s.window })
         });
         let views = views.collect::<Result<smallvec::SmallVec<[_; 4]>>>()?;
-        let mut out = self.alloc(q.rows, q.cols)?;
+        let mut out = self.alloc(q.rows, p.out_dim())?;
         let q = rows("attention", q)?;
         if let Some(target) = out.view_mut() {
-            attention::attention(&self.context(), q, &views, p, target)?;
+            attention::attention(&self.context(), q, &views, (p, sinks), target)?;
         }
         Ok(out)
     }

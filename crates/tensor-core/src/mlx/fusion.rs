@@ -119,16 +119,17 @@ impl Mlx {
         };
         let (Some(turn), Some(key_turn)) = (&query.turn, &key.turn) else { return Ok(None) };
         let (len, at) = (span.layout.len, *at);
-        let window = span.window.into_iter().chain(p.window).min().unwrap_or(usize::MAX);
+        let window = p.narrower(span.window).into_iter().chain(p.chunk).min().unwrap_or(usize::MAX);
         let in_order = span.layout.keep == 0 && len <= span.layout.ring && window >= len;
         let one_row = Arc::ptr_eq(&query.row, &key.row)
             && Arc::ptr_eq(&query.row, &value.row)
             && value.turn.is_none()
-            && [query.from, key.from, value.from] == [0, p.q_dim(), p.q_dim() + p.kv_dim()]
-            && query.of.dim(1) as usize == p.q_dim() + 2 * p.kv_dim();
+            && [query.from, key.from, value.from] == [0, p.q_dim(), p.q_dim() + p.k_dim()]
+            && query.of.dim(1) as usize == p.q_dim() + p.k_dim() + p.v_dim();
         let latest = [at, *value_at, turn.position] == [len - 1; 3] && turn.is(key_turn);
         let heads =
             [64, 128, 256].contains(&p.head_dim) && turn.rope.head_dim == p.head_dim && p.softcap.is_none();
+        let heads = heads && p.v_head_dim == p.head_dim;
         let typed = [&query.of, &keys.array, &values.array].iter().all(|x| x.dtype() == self.dtype());
         let several = span.k.shape()[0] > 1 && span.v.shape()[0] > 1;
         if !(typed && in_order && one_row && latest && heads && several && span.rows == (0..1)) {

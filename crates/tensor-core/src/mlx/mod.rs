@@ -10,6 +10,7 @@
 mod attention;
 mod builder;
 mod cuda;
+mod experts;
 mod fusion;
 mod raw;
 mod rope;
@@ -39,6 +40,7 @@ use crate::{
 };
 
 pub use self::builder::{MlxBuilder, MlxDevice};
+pub use self::experts::MlxRoutes;
 pub use self::tensor::MlxTensor;
 pub use self::weight::MlxWeight;
 
@@ -218,14 +220,14 @@ fn check_rope(x: &MlxTensor, rope: &Rope, batch: &Batch) -> Result<()> {
 fn check_span(q: &MlxTensor, s: &AttnSpan<'_, MlxTensor>, p: &AttnParams) -> Result<()> {
     let KvLayout { len, keep, ring } = s.layout;
     let slots = len.min(keep.saturating_add(ring));
-    let fits = |x: &MlxTensor| {
+    let fits = |x: &MlxTensor, dim| {
         let [rows, cols] = x.shape();
-        cols == p.kv_dim() && rows >= slots && (ring > 0 || len <= keep)
+        cols == dim && rows >= slots && (ring > 0 || len <= keep)
     };
-    if fits(s.k) && fits(s.v) && s.rows.end <= q.shape()[0] && s.rows.len() <= len {
+    if fits(s.k, p.k_dim()) && fits(s.v, p.v_dim()) && s.rows.end <= q.shape()[0] && s.rows.len() <= len {
         return Ok(());
     }
-    Err(shape("attention", s.k.shape(), [slots, p.kv_dim()]))
+    Err(shape("attention", s.k.shape(), [slots, p.k_dim()]))
 }
 
 /// `act(x)`.
@@ -252,6 +254,10 @@ fn activated(act: Activation, x: &Array) -> mlx_rs::error::Result<Array> {
             let above = p.square()?.multiply(number(positive)?)?;
             let below = ops::expm1(&n)?.subtract(&n)?.multiply(number(negative)?)?;
             above.add(below)?.add(x.multiply(number(slope)?)?)
+        }
+        Activation::ClippedSwish { alpha, limit } => {
+            let x = ops::minimum(x, number(limit)?)?;
+            ops::sigmoid(x.multiply(number(alpha)?)?)?.multiply(&x)
         }
     }
 }
@@ -393,24 +399,32 @@ impl Backend for Mlx {
         q: &MlxTensor,
         spans: &[AttnSpan<'_, MlxTensor>],
         p: &AttnParams,
+        sinks: Option<&MlxWeight>,
     ) -> Result<MlxTensor> {
         let [t, d] = q.shape();
-        if d != p.q_dim() || p.kv_heads == 0 || !p.heads.is_multiple_of(p.kv_heads) {
+        let divides = p.kv_heads > 0 && p.heads.is_multiple_of(p.kv_heads);
+        if d != p.q_dim() || p.v_head_dim == 0 || !divides {
             return Err(shape("attention", [t, d], [t, p.q_dim()]));
+        }
+        let sinks = sinks.map(|s| s.vector("attention sinks")).transpose()?;
+        if let Some(sinks) = sinks.filter(|s| s.size() != p.heads) {
+            return Err(shape("attention sinks", [1, sinks.size()], [1, p.heads]));
         }
         spans.iter().try_for_each(|s| check_span(q, s, p))?;
         if let [span] = spans
             && span.rows == (0..t)
         {
-            if let Some(y) = self.fused_attention(q, span, p)? {
+            if sinks.is_none()
+                && let Some(y) = self.fused_attention(q, span, p)?
+            {
                 return Ok(y);
             }
-            return attention::attention(self, &*q.array(self)?, span, p).map(MlxTensor::from);
+            return attention::attention(self, &*q.array(self)?, span, (p, sinks)).map(MlxTensor::from);
         }
         let q = q.array(self)?;
         let parts = spans.iter().map(|span| {
             let rows = raw::slice(&q, [dim(span.rows.start)?, 0], [dim(span.rows.end)?, dim(d)?])?;
-            attention::attention(self, &rows, span, p)
+            attention::attention(self, &rows, span, (p, sinks))
         });
         tensor(ops::concatenate(&parts.collect::<Result<Vec<_>>>()?, 0))
     }
@@ -422,6 +436,14 @@ impl Backend for Mlx {
     fn gate(&self, act: Activation, gate: MlxTensor, up: &MlxTensor) -> Result<MlxTensor> {
         same_shape("gate", up, &gate)?;
         let (gate, up) = (gate.array(self)?, up.array(self)?);
+        let up = match act {
+            Activation::ClippedSwish { limit, .. } => {
+                let clipped = activated(Activation::Clip { limit }, &up);
+                let one = Array::from_f32(1.0).as_dtype(up.dtype());
+                Cow::Owned(clipped.and_then(|up| up.add(one?)).map_err(exception)?)
+            }
+            _ => up,
+        };
         tensor(activated(act, &gate).and_then(|g| g.multiply(&*up)))
     }
 

@@ -19,14 +19,22 @@ fn default_bodies() {
     conformance(&Plain(mlx), EXACT);
 }
 
-const PARAMS: AttnParams =
-    AttnParams { heads: 4, kv_heads: 2, head_dim: 64, scale: 0.125, window: None, softcap: None };
+const PARAMS: AttnParams = AttnParams {
+    heads: 4,
+    kv_heads: 2,
+    head_dim: 64,
+    v_head_dim: 64,
+    scale: 0.125,
+    window: None,
+    chunk: None,
+    softcap: None,
+};
 const WIDTH: usize = 128;
 const BF16: Format = Format::Float(FloatType::BF16);
 
 /// A table of 40 tokens, projections to queries, keys and values and back, and a norm.
 fn weights(random: &mut Random, format: Format) -> [RawTensor<'static>; 4] {
-    let width = PARAMS.q_dim() + 2 * PARAMS.kv_dim();
+    let width = PARAMS.q_dim() + 2 * PARAMS.k_dim();
     [
         matrix(random, BF16, 40, WIDTH),
         matrix(random, format, width, WIDTH),
@@ -112,7 +120,7 @@ impl<B: Backend> Layer<'_, B> {
         let x = be.embed(table, Ids::Host(&[(position as u32 * 3 + 1) % 40])).unwrap();
         let norm = Input::RmsNorm { x: &x, w: gain, eps: 1e-5 };
         let all = be.project(norm, qkv, None, None).unwrap();
-        let [q, key, value] = be.split_cols(all, [p.q_dim(), p.kv_dim(), p.kv_dim()]).unwrap();
+        let [q, key, value] = be.split_cols(all, [p.q_dim(), p.k_dim(), p.k_dim()]).unwrap();
         let keys = Keys { x: &key, rope: Some((&self.rope, &batch)) };
         be.write_keys(k, position, keys, 0..1).unwrap();
         be.write_rows(v, position, &value, 0..1).unwrap();
@@ -128,7 +136,7 @@ impl<B: Backend> Layer<'_, B> {
         let layout = KvLayout { len, keep: 0, ring: self.be.shape(k)[0] };
         let rows = 0..self.be.shape(q)[0];
         let span = AttnSpan { rows, k, v, layout, sink: 0, window: None };
-        self.be.attention(q, &[span], &PARAMS).unwrap()
+        self.be.attention(q, &[span], &PARAMS, None).unwrap()
     }
 }
 
@@ -140,9 +148,9 @@ fn decode<B: Backend>(be: &B, weights: &[RawTensor<'_>; 4], start: usize, events
     let w = weights.each_ref().map(|raw| be.prepare(std::slice::from_ref(raw)).unwrap());
     let layer = Layer { be, w, rope };
     let mut cache = [0, 1].map(|_| {
-        let mut buffer = be.kv_buffer(start + 256, p.kv_dim()).unwrap();
+        let mut buffer = be.kv_buffer(start + 256, p.k_dim()).unwrap();
         if start > 0 {
-            let rows = tensor(be, &random.values(start * p.kv_dim(), 0.5), p.kv_dim());
+            let rows = tensor(be, &random.values(start * p.k_dim(), 0.5), p.k_dim());
             be.write_rows(&mut buffer, 0, &rows, 0..start).unwrap();
         }
         buffer

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, dead_code, missing_docs)]
 
 pub mod plain;
+pub mod routing;
 
 use std::ops::Range;
 
@@ -86,7 +87,20 @@ pub fn activation(act: Activation, x: f64) -> f64 {
                 if x > 0.0 { f64::from(positive) * x * x } else { f64::from(negative) * (x.exp_m1() - x) };
             curve + f64::from(slope) * x
         }
+        Activation::ClippedSwish { alpha, limit } => {
+            let x = x.min(limit.into());
+            x / (1.0 + (-x * f64::from(alpha)).exp())
+        }
     }
+}
+
+/// A gate `x` and what it opens.
+pub fn gated(act: Activation, x: f64, y: f64) -> f64 {
+    let opened = match act {
+        Activation::ClippedSwish { limit, .. } => y.clamp(-f64::from(limit), limit.into()) + 1.0,
+        _ => y,
+    };
+    activation(act, x) * opened
 }
 
 /// Head `x` at `position`.
@@ -140,7 +154,7 @@ pub struct Span {
 
 impl Span {
     /// A sequence of random length in a plain buffer or a ring, as the caches make them.
-    pub fn any(random: &mut Random, rows: Range<usize>, kv_dim: usize) -> Self {
+    pub fn any(random: &mut Random, rows: Range<usize>, p: &AttnParams) -> Self {
         let t = rows.len();
         let len = t + [0, 1, 40, 300][random.below(4)];
         let (layout, sink, window) = match random.below(3) {
@@ -151,36 +165,39 @@ impl Span {
                 (KvLayout { len, keep, ring }, keep, Some(window))
             }
         };
-        let (k, v) = (random.values(len * kv_dim, 1.5), random.values(len * kv_dim, 1.5));
+        let (k, v) = (random.values(len * p.k_dim(), 1.5), random.values(len * p.v_dim(), 1.5));
         Self { rows, k, v, layout, sink, window }
     }
 }
 
 /// Causal attention by definition.
-pub fn attention(q: &[f32], spans: &[Span], p: &AttnParams) -> Vec<f64> {
-    let (d, q_dim, kv_dim) = (p.head_dim, p.q_dim(), p.kv_dim());
-    let mut out = vec![0.0; q.len()];
+pub fn attention(q: &[f32], spans: &[Span], p: &AttnParams, sinks: Option<&[f32]>) -> Vec<f64> {
+    let (d, q_dim, v_dim) = (p.head_dim, p.q_dim(), p.v_head_dim);
+    let mut out = vec![0.0; q.len() / q_dim * p.out_dim()];
     for span in spans {
         for (i, row) in span.rows.clone().enumerate() {
             let position = span.layout.len - span.rows.len() + i;
             let within = |w: Option<usize>, p: usize| w.is_none_or(|w| position - p < w);
+            let chunk = |s: usize| p.chunk.is_none_or(|c| s / c == position / c);
             let seen: Vec<usize> = (0..=position)
-                .filter(|s| *s < span.sink || (within(p.window, *s) && within(span.window, *s)))
+                .filter(|s| *s < span.sink || (within(p.window, *s) && within(span.window, *s) && chunk(*s)))
                 .collect();
             for head in 0..p.heads {
-                let kv = head / (p.heads / p.kv_heads) * d;
+                let kv = head / (p.heads / p.kv_heads);
                 let query = &q[row * q_dim + head * d..][..d];
                 let score = |s: &usize| {
-                    let x = dot(query, &span.k[s * kv_dim + kv..][..d]) * f64::from(p.scale);
+                    let x = dot(query, &span.k[s * p.k_dim() + kv * d..][..d]) * f64::from(p.scale);
                     p.softcap.map_or(x, |c| f64::from(c) * (x / f64::from(c)).tanh())
                 };
                 let scores: Vec<f64> = seen.iter().map(score).collect();
                 let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let total: f64 = scores.iter().map(|x| (x - most).exp()).sum();
+                let total = total + sinks.map_or(0.0, |s| (f64::from(s[head]) - most).exp());
                 for (s, x) in seen.iter().zip(&scores) {
                     let weight = (x - most).exp() / total;
-                    for j in 0..d {
-                        out[row * q_dim + head * d + j] += weight * f64::from(span.v[s * kv_dim + kv + j]);
+                    for j in 0..v_dim {
+                        let value = span.v[s * p.v_dim() + kv * v_dim + j];
+                        out[row * p.out_dim() + head * v_dim + j] += weight * f64::from(value);
                     }
                 }
             }

@@ -60,7 +60,7 @@ impl Cache {
 
 impl Sequence {
     fn random(random: &mut Random, p: &AttnParams, t: usize, len: usize) -> Self {
-        let [q, k, v] = [p.q_dim(), p.kv_dim(), p.kv_dim()].map(|n| random.values(n * len, 1.5));
+        let [q, k, v] = [p.q_dim(), p.k_dim(), p.v_dim()].map(|n| random.values(n * len, 1.5));
         // Values that half floats hold exactly, so that all caches have the same reference.
         let [k, v] = [k, v].map(|x| x.iter().map(|&x| f16::from_f32(x).to_f32()).collect());
         let layout = KvLayout { len, keep: 0, ring: len };
@@ -69,14 +69,15 @@ impl Sequence {
 
     /// The cache after the first `len` positions.
     fn cache(&self, p: &AttnParams, len: usize, is_half: bool) -> Cache {
-        let (dim, layout) = (p.kv_dim(), KvLayout { len, ..self.layout });
+        let (dims, layout) = ([p.k_dim(), p.v_dim()], KvLayout { len, ..self.layout });
         let slots = len.min(layout.keep + layout.ring);
         // What no position was written to must not be read.
-        let (mut k, mut v) = (vec![f32::NAN; slots * dim], vec![f32::NAN; slots * dim]);
+        let [mut k, mut v] = dims.map(|dim| vec![f32::NAN; slots * dim]);
         for at in 0..len {
             let slot = layout.slot(at);
-            k[slot * dim..][..dim].copy_from_slice(&self.k[at * dim..][..dim]);
-            v[slot * dim..][..dim].copy_from_slice(&self.v[at * dim..][..dim]);
+            for (to, from, dim) in [(&mut k, &self.k, dims[0]), (&mut v, &self.v, dims[1])] {
+                to[slot * dim..][..dim].copy_from_slice(&from[at * dim..][..dim]);
+            }
         }
         let half = |x: &[f32]| x.iter().map(|&x| f16::from_f32(x)).collect();
         let half = is_half.then(|| [half(&k), half(&v)]);
@@ -87,28 +88,33 @@ impl Sequence {
     fn sees(&self, p: &AttnParams, at: usize, j: usize) -> bool {
         let stored = j < self.layout.keep || j >= self.layout.oldest();
         let within = |window: Option<usize>| window.is_none_or(|w| j + w > at);
-        j <= at && stored && (j < self.sink || (within(self.window) && within(p.window)))
+        let chunk = p.chunk.is_none_or(|c| j / c == at / c);
+        j <= at && stored && (j < self.sink || (within(self.window) && within(p.window) && chunk))
     }
 
     /// The last `t` rows of the result, in double precision.
-    fn reference(&self, p: &AttnParams) -> Vec<f64> {
-        let (group, hd, dim) = (p.heads / p.kv_heads, p.head_dim, p.kv_dim());
+    fn reference(&self, p: &AttnParams, sinks: Option<&[f32]>) -> Vec<f64> {
+        let (group, hd, vd) = (p.heads / p.kv_heads, p.head_dim, p.v_head_dim);
         let mut out = Vec::new();
         for at in self.layout.len - self.t..self.layout.len {
             for head in 0..p.heads {
                 let q = &self.q[at * p.q_dim() + head * hd..][..hd];
-                let of = |x: &[f32], j: usize, d: usize| f64::from(x[j * dim + head / group * hd + d]);
-                let (mut sum, mut o) = (0.0, vec![0.0; hd]);
+                let of = |x: &[f32], j: usize, n: usize, d: usize| {
+                    f64::from(x[(j * p.kv_heads + head / group) * n + d])
+                };
+                let (mut sum, mut o) = (0.0, vec![0.0; vd]);
                 for j in (0..self.layout.len).filter(|&j| self.sees(p, at, j)) {
-                    let dot: f64 = (0..hd).map(|d| f64::from(q[d]) * of(&self.k, j, d)).sum();
+                    let dot: f64 = (0..hd).map(|d| f64::from(q[d]) * of(&self.k, j, hd, d)).sum();
                     let mut s = dot * f64::from(p.scale);
                     if let Some(cap) = p.softcap.map(f64::from) {
                         s = cap * (s / cap).tanh();
                     }
                     sum += s.exp();
-                    (0..hd).for_each(|d| o[d] += s.exp() * of(&self.v, j, d));
+                    (0..vd).for_each(|d| o[d] += s.exp() * of(&self.v, j, vd, d));
                 }
-                out.extend(o.iter().map(|o| if sum > 0.0 { o / sum } else { 0.0 }));
+                let seen = sum > 0.0;
+                sum += sinks.map_or(0.0, |s| f64::from(s[head]).exp());
+                out.extend(o.iter().map(|o| if seen { o / sum } else { 0.0 }));
             }
         }
         out
@@ -122,14 +128,14 @@ fn run(
     p: &AttnParams,
     parts: &[(&Sequence, Cache)],
 ) -> Vec<f32> {
-    run_in(Precision::Exact, kernels, threads, p, parts)
+    run_in(Precision::Exact, kernels, threads, (p, None), parts)
 }
 
 fn run_in(
     precision: Precision,
     kernels: &'static Kernels,
     threads: &Threads,
-    p: &AttnParams,
+    (p, sinks): (&AttnParams, Option<&[f32]>),
     parts: &[(&Sequence, Cache)],
 ) -> Vec<f32> {
     let (dim, pad) = (p.q_dim(), 5);
@@ -148,21 +154,20 @@ fn run_in(
         spans.push(SpanView { rows, k, v, layout, sink, window });
     }
     let rows = q.len() / (dim + pad);
-    let mut out = vec![f32::NAN; rows * dim];
+    let mut out = vec![f32::NAN; rows * p.out_dim()];
     let scratch = Scratch::default();
     let ctx = Context { kernels, threads, precision, scratch: &scratch };
     let q = Rows { data: &q, rows, cols: dim, stride: dim + pad };
     // Twice: memory that was used before must do as well.
     for _ in 0..2 {
-        let out = RowsMut { data: &mut out, rows, cols: dim, stride: dim };
-        attention(&ctx, q, &spans, p, out).unwrap();
+        let out = RowsMut { data: &mut out, rows, cols: p.out_dim(), stride: p.out_dim() };
+        attention(&ctx, q, &spans, (p, sinks), out).unwrap();
     }
     out
 }
 
 fn params(heads: usize, kv_heads: usize, head_dim: usize) -> AttnParams {
-    let scale = (head_dim as f32).powf(-0.5);
-    AttnParams { heads, kv_heads, head_dim, scale, window: None, softcap: None }
+    AttnParams::new(heads, kv_heads, head_dim)
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -217,8 +222,12 @@ fn agrees_with_double_precision() {
         let mut p = params(kv_heads * group, kv_heads, head_dim);
         p.window = random.pick(&[None, None, Some(1), Some(50), Some(300)]);
         p.softcap = random.pick(&[None, None, Some(2.0), Some(50.0)]);
+        p.chunk = random.pick(&[None, None, Some(1), Some(70)]);
+        p.v_head_dim = random.pick(&[head_dim, head_dim, 1, 40, 512]);
+        let logits = random.values(p.heads, 4.0);
+        let sinks = random.pick(&[None, Some(&logits[..])]);
         let sequences: Vec<_> = (0..1 + random.below(3)).map(|_| any_sequence(&mut random, &p)).collect();
-        let want: Vec<f64> = sequences.iter().flat_map(|s| s.reference(&p)).collect();
+        let want: Vec<f64> = sequences.iter().flat_map(|s| s.reference(&p, sinks)).collect();
         let is_half = random.below(2) == 0;
         let caches = || sequences.iter().map(|s| (s, s.cache(&p, s.layout.len, is_half))).collect::<Vec<_>>();
         let mut first = None;
@@ -226,12 +235,13 @@ fn agrees_with_double_precision() {
             if kernels.name.starts_with("scalar") && round % 8 != 0 {
                 continue;
             }
-            let got = run(kernels, random.pick(&[&threads[0], &threads[1], &threads[2]]), &p, &caches());
+            let some = random.pick(&[&threads[0], &threads[1], &threads[2]]);
+            let got = run_in(Precision::Exact, kernels, some, (&p, sinks), &caches());
             assert_close(&got, &want, 3e-6, kernels.name);
             let first = first.get_or_insert_with(|| bits(&got));
             assert_eq!(bits(&got), *first, "{}", kernels.name);
             // Values are below 1; bfloat16 has steps of 2^-8 for queries, keys, weights and values.
-            let fast = run_in(Precision::Fast, kernels, &threads[round % 3], &p, &caches());
+            let fast = run_in(Precision::Fast, kernels, &threads[round % 3], (&p, sinks), &caches());
             assert_close(&fast, &want, 0.02, kernels.name);
             if kernels.tiles.is_none() {
                 assert_eq!(bits(&fast), *first, "{}", kernels.name);
@@ -297,8 +307,8 @@ fn later_positions_never_show() {
     let threads = Threads::new(1).unwrap();
     let clean = run(best(), &threads, &p, &[(&sequence, cache(&sequence))]);
     for at in [70, 90] {
-        sequence.v[at * p.kv_dim()..][..p.kv_dim()].fill(f32::INFINITY);
-        sequence.k[at * p.kv_dim()..][..p.kv_dim()].fill(f32::NAN);
+        sequence.v[at * p.k_dim()..][..p.k_dim()].fill(f32::INFINITY);
+        sequence.k[at * p.k_dim()..][..p.k_dim()].fill(f32::NAN);
     }
     let dirty = run(best(), &threads, &p, &[(&sequence, cache(&sequence))]);
     let seen = 10 * p.q_dim();

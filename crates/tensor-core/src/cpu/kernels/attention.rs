@@ -116,17 +116,19 @@ pub(crate) struct Tile<'a> {
     queries: usize,
     /// Heads that share a key head; row `i * group + h` is head `h` of query `i`.
     group: usize,
-    /// Values of a head, padded to whole vectors.
+    /// Values of a key, padded to whole vectors.
     width: usize,
+    /// Those of a value.
+    v_width: usize,
     /// `[rows, width]`; or `[width, lanes]`, in the order in which `columns` reads it.
     q: &'a mut [f32],
     /// `[BLOCK, width]`.
     pub k: &'a mut [f32],
-    /// `[BLOCK, width]`.
+    /// `[BLOCK, v_width]`.
     pub v: &'a mut [f32],
     /// Scores, then weights: `[rows, BLOCK]`, or `[BLOCK, lanes]`.
     s: &'a mut [f32],
-    /// `[rows, width]`.
+    /// `[rows, v_width]`.
     pub o: &'a mut [f32],
     /// One a row.
     pub m: &'a mut [f32],
@@ -144,46 +146,42 @@ pub(crate) const fn padded(n: usize) -> usize {
 }
 
 impl<'a> Tile<'a> {
-    /// Floats that a tile takes.
-    pub(crate) fn floats(form: Form, rows: usize, head_dim: usize) -> usize {
-        let (lanes, width) = (padded(rows), padded(head_dim));
-        let bf16 = if form == Form::Tiled { tiled::floats(lanes, width) } else { 0 };
-        lanes * (2 * width + BLOCK + 3) + 2 * BLOCK * width + bf16
+    /// Floats that a tile takes for keys and values of `dims` values.
+    pub(crate) fn floats(form: Form, rows: usize, dims: [usize; 2]) -> usize {
+        let (lanes, [width, v_width]) = (padded(rows), dims.map(padded));
+        let bf16 = if form == Form::Tiled { tiled::floats(lanes, [width, v_width]) } else { 0 };
+        lanes * (width + v_width + BLOCK + 3) + BLOCK * (width + v_width) + bf16
     }
 
-    /// A tile of `queries * group` rows of `head_dim` values in `memory`, without queries yet.
+    /// A tile of `queries * group` rows for keys and values of `dims` values in `memory`, without queries yet.
     pub(crate) fn new(
         memory: &'a mut [f32],
         form: Form,
         [queries, group]: [usize; 2],
-        head_dim: usize,
+        dims: [usize; 2],
     ) -> Self {
-        let (lanes, width) = (padded(queries * group), padded(head_dim));
+        let (lanes, [width, v_width]) = (padded(queries * group), dims.map(padded));
         let (q, memory) = memory.split_at_mut(lanes * width);
         let (k, memory) = memory.split_at_mut(BLOCK * width);
-        let (v, memory) = memory.split_at_mut(BLOCK * width);
+        let (v, memory) = memory.split_at_mut(BLOCK * v_width);
         let (s, memory) = memory.split_at_mut(BLOCK * lanes);
-        let (o, memory) = memory.split_at_mut(lanes * width);
+        let (o, memory) = memory.split_at_mut(lanes * v_width);
         let (m, memory) = memory.split_at_mut(lanes);
         let (l, memory) = memory.split_at_mut(lanes);
         let (shrink, memory) = memory.split_at_mut(lanes);
-        let bf16 = if form == Form::Tiled { Bf16::new(memory, lanes, width) } else { Bf16::default() };
+        let bf16 =
+            if form == Form::Tiled { Bf16::new(memory, lanes, [width, v_width]) } else { Bf16::default() };
         // Rows and columns without a query are zeros. Keys that were not loaded may be anything: nobody looks at their
         // scores.
-        if form != Form::Rows || width > head_dim {
+        if form != Form::Rows || width > dims[0] {
             q.fill(0.0);
         }
-        Self { form, queries, group, width, q, k, v, s, o, m, l, shrink, bf16 }
+        Self { form, queries, group, width, v_width, q, k, v, s, o, m, l, shrink, bf16 }
     }
 
     /// Rows of the tile.
     pub(crate) fn rows(&self) -> usize {
         self.queries * self.group
-    }
-
-    /// Values of a padded head.
-    pub(crate) fn width(&self) -> usize {
-        self.width
     }
 
     fn lanes(&self) -> usize {

@@ -14,7 +14,7 @@ impl Kernel for Weigh<'_, '_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let tile = self.tile;
-        let width = tile.width;
+        let width = tile.v_width;
         for row in 0..tile.rows() {
             let shrink = tile.shrink[row];
             if shrink != 1.0 {
@@ -63,10 +63,10 @@ unsafe fn weigh<V: Vector>(tile: &mut Tile<'_>, rows: [usize; 2], keys: [usize; 
                 weights: tile.s.as_ptr().add(keys[0] * key_stride + row * row_stride),
                 key_stride,
                 row_stride,
-                v: tile.v.as_ptr().add(keys[0] * tile.width),
+                v: tile.v.as_ptr().add(keys[0] * tile.v_width),
                 keys: keys[1] - keys[0],
-                width: tile.width,
-                o: tile.o.as_mut_ptr().add(row * tile.width),
+                width: tile.v_width,
+                o: tile.o.as_mut_ptr().add(row * tile.v_width),
             }
         };
         let count = (rows[1] - row).min(4);

@@ -20,11 +20,11 @@ pub(super) struct Bf16<'a> {
     pub(super) q: &'a mut [u16],
     /// `[2 * BLOCK, width of a key]`: keys rounded, and what rounding took.
     pub(super) k: &'a mut [u16],
-    /// `[2 * width, BLOCK]`: values rounded, and what rounding took.
+    /// `[2 * v_width, BLOCK]`: values rounded, and what rounding took.
     pub(super) v: &'a mut [u16],
     /// Weights: for each 16 rows and each 32 keys a tile of pairs of keys.
     pub(super) p: &'a mut [u16],
-    /// `[width, lanes]`, in f32.
+    /// `[v_width, lanes]`, in f32.
     pub(super) o: &'a mut [f32],
 }
 
@@ -33,23 +33,23 @@ pub(super) const fn key_width(width: usize) -> usize {
     width.next_multiple_of(STEP)
 }
 
-/// Floats that `Bf16` takes for `lanes` rows of `width` values.
-pub(super) const fn floats(lanes: usize, width: usize) -> usize {
-    (2 * lanes * key_width(width) + 2 * BLOCK * key_width(width) + 2 * width * BLOCK + lanes * BLOCK) / 2
-        + width * lanes
+/// Floats that `Bf16` takes for `lanes` rows and keys and values of so many values.
+pub(super) const fn floats(lanes: usize, [width, v_width]: [usize; 2]) -> usize {
+    (2 * lanes * key_width(width) + 2 * BLOCK * key_width(width) + 2 * v_width * BLOCK + lanes * BLOCK) / 2
+        + v_width * lanes
 }
 
 impl<'a> Bf16<'a> {
     /// Zeros in `memory`, which has [`floats`].
-    pub(super) fn new(memory: &'a mut [f32], lanes: usize, width: usize) -> Self {
-        let (o, memory) = memory.split_at_mut(width * lanes);
+    pub(super) fn new(memory: &'a mut [f32], lanes: usize, [width, v_width]: [usize; 2]) -> Self {
+        let (o, memory) = memory.split_at_mut(v_width * lanes);
         memory.fill(0.0);
         // SAFETY: halves of floats, of which any bits are valid, aligned to more than two bytes.
         let memory =
             unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr().cast::<u16>(), 2 * memory.len()) };
         let (q, memory) = memory.split_at_mut(2 * lanes * key_width(width));
         let (k, memory) = memory.split_at_mut(2 * BLOCK * key_width(width));
-        let (v, p) = memory.split_at_mut(2 * width * BLOCK);
+        let (v, p) = memory.split_at_mut(2 * v_width * BLOCK);
         Self { q, k, v, p, o }
     }
 }
@@ -62,8 +62,8 @@ pub(super) fn block<V: Vector>(
     keys: [usize; 2],
     multiply: fn(Strips<'_>),
 ) {
-    let (lanes, width) = (tile.lanes(), tile.width);
-    let key_row = key_width(width);
+    let (lanes, width) = (tile.lanes(), tile.v_width);
+    let key_row = key_width(tile.width);
     // SAFETY: only called for a table that was handed out after detection; the slices have the sizes of `new`.
     unsafe { V::call(PackKeys { tile: &mut *tile, lo: keys[0], hi: keys[1] }) };
     let (keys, rest_of_keys) = tile.bf16.k.split_at(BLOCK * key_row);
@@ -175,10 +175,10 @@ impl Kernel for PackKeys<'_, '_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let Self { tile, lo, hi } = self;
-        let (width, key_row) = (tile.width, key_width(tile.width));
+        let (width, v_width, key_row) = (tile.width, tile.v_width, key_width(tile.width));
         // What was never loaded must not meet a weight, not even 0: it may be anything.
-        tile.v[..lo * width].fill(0.0);
-        tile.v[hi * width..].fill(0.0);
+        tile.v[..lo * v_width].fill(0.0);
+        tile.v[hi * v_width..].fill(0.0);
         for key in lo..hi {
             for d in (0..width).step_by(LANES) {
                 // SAFETY: vectors of row `key` of both.
@@ -190,14 +190,14 @@ impl Kernel for PackKeys<'_, '_> {
                 }
             }
         }
-        for d in (0..width).step_by(LANES) {
+        for d in (0..v_width).step_by(LANES) {
             for first in (0..BLOCK).step_by(STEP) {
                 // SAFETY: vectors of rows `first` to `first + 31` of `v`; 16 lines of `bf16.v`.
                 unsafe {
                     let [mut rounded, mut rest] = [[V::splat_i(0); LANES]; 2];
                     for i in 0..LANES {
-                        let v = tile.v.as_ptr().add((first + 2 * i) * width + d);
-                        let (a, b) = (V::load(v), V::load(v.add(width)));
+                        let v = tile.v.as_ptr().add((first + 2 * i) * v_width + d);
+                        let (a, b) = (V::load(v), V::load(v.add(v_width)));
                         rounded[i] = V::pairs_bf16(a, b);
                         let high = V::splat_i(0xffff_0000_u32 as i32);
                         let low = V::from_bits(V::shl(rounded[i], 16));
@@ -206,7 +206,7 @@ impl Kernel for PackKeys<'_, '_> {
                     }
                     let out = tile.bf16.v.as_mut_ptr().add(d * BLOCK + first);
                     store::<V>(V::transpose(rounded), out);
-                    store::<V>(V::transpose(rest), out.add(width * BLOCK));
+                    store::<V>(V::transpose(rest), out.add(v_width * BLOCK));
                 }
             }
         }
@@ -249,7 +249,7 @@ impl Kernel for PackWeights<'_, '_> {
                     continue;
                 }
                 let shrink = V::load(tile.shrink.as_ptr().add(row));
-                for d in 0..tile.width {
+                for d in 0..tile.v_width {
                     let o = tile.bf16.o.as_mut_ptr().add(d * lanes + row);
                     V::store(o, V::mul(V::load(o), shrink));
                 }
@@ -268,7 +268,7 @@ impl Kernel for Gather<'_, '_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let tile = self.tile;
-        let (lanes, width) = (tile.lanes(), tile.width);
+        let (lanes, width) = (tile.lanes(), tile.v_width);
         for row in (0..lanes).step_by(LANES) {
             for d in (0..width).step_by(LANES) {
                 // SAFETY: 16 lines of `bf16.o`, and of `o`.
