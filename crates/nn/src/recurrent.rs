@@ -21,7 +21,10 @@ pub(crate) fn vector<B: Backend>(
     of: impl Fn(f32) -> f32,
 ) -> Result<B::Tensor> {
     let missing = || Error::MissingWeight { name: w.name(leaf) };
-    let values = w.opt_values(leaf, n)?.ok_or_else(missing)?;
+    let values = match w.has_shape(leaf, &[n]) {
+        true => w.values(leaf, &[n])?,
+        false => w.opt_values(leaf, n)?.ok_or_else(missing)?,
+    };
     let values: Vec<f32> = values.into_iter().map(of).collect();
     Ok(w.backend().upload(1, n, &values)?)
 }
@@ -97,7 +100,7 @@ impl<B: Recurrent> Conv<B> {
 
 /// The taps of `c` channels, `[c, k]`. transformers stores `[c, 1, k]`, MLX `[c, k, 1]`, GGUF `[c, k]`.
 fn taps<B: Backend>(w: &Weights<'_, B>, c: usize, k: usize) -> Result<Vec<f32>> {
-    let shapes = [[c, k, 1].as_slice(), &[c, k]];
+    let shapes: [&[usize]; 2] = [&[c, k, 1], &[c, k]];
     let stored = shapes.into_iter().find(|shape| w.has_shape("weight", shape));
     w.values("weight", stored.unwrap_or(&[c, 1, k]))
 }

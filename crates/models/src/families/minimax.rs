@@ -6,7 +6,7 @@ use rillm_tensor_core::Activation;
 
 use super::llama::{DEFAULTS, Defaults, attention, layer_count_or};
 use super::mixtral::{NAMES, check_choice, experts_of};
-use crate::experts::{self, ExpertNames, PLAIN};
+use crate::experts::{self, PLAIN};
 use crate::names::layer_of;
 use crate::{
     BranchSpec, Config, DecoderFamily, DecoderSpec, GroupSpec, HeadSpec, LayerSpec, Layout, MixerSpec,
@@ -68,7 +68,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
 /// Lightning attention's projections are fused head by head, and its parts have names of their own.
 fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
     let old = source.names().iter().any(|n| n.contains(".block_sparse_moe."));
-    let names = if old { NAMES } else { ExpertNames { ..PLAIN } };
+    let names = if old { NAMES } else { PLAIN };
     let experts = experts::layout(spec, source, names);
     let lightning: Vec<Option<LightningSpec>> = spec
         .layers
@@ -80,9 +80,8 @@ fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
     Box::new(move |name| {
         let part = layer_of(name).and_then(|(i, rest)| {
             let l = lightning.get(i)?.as_ref()?;
-            let part = ["q_proj", "k_proj", "v_proj"];
-            let part =
-                part.iter().position(|p| rest.strip_prefix("self_attn.") == Some(&format!("{p}.weight")))?;
+            let projection = rest.strip_prefix("self_attn.")?.strip_suffix(".weight")?;
+            let part = ["q_proj", "k_proj", "v_proj"].iter().position(|p| *p == projection)?;
             let (run, stride) = (l.head_dim, 3 * l.head_dim);
             let name = format!("model.layers.{i}.self_attn.qkv_proj.weight");
             Some(Origin::Strided { name, start: part * run, run, stride, of: stride * l.heads })
