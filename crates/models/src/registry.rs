@@ -79,7 +79,8 @@ pub struct Registry<B: Backend> {
 
 impl<B: Backend> Default for Registry<B> {
     fn default() -> Self {
-        Self { families: families::ALL.iter().map(|f| Box::new(*f) as Box<dyn Family<B>>).collect() }
+        let decoders = families::ALL.iter().map(|f| Box::new(*f) as Box<dyn Family<B>>);
+        Self { families: decoders.chain(families::others()).collect() }
     }
 }
 
