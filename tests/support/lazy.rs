@@ -11,7 +11,7 @@ use rillm::models::Registry;
 use rillm::quant::RawTensor;
 use rillm::tensor::cpu::{Cpu, Precision};
 use rillm::tensor::{
-    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, Result, Rope,
+    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, Recurrent, Result, Rope,
 };
 use rillm::{LanguageModel, Loader};
 
@@ -215,6 +215,9 @@ impl Backend for Lazy {
         let Value::Rows(dst) = dst else { panic!("ids are no rows") };
         self.cpu.write_rows(dst, at, src.rows(), rows)
     }
+    fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Value> {
+        self.cpu.upload(rows, cols, values).map(Value::Rows)
+    }
     fn read(&self, x: &Value, out: &mut Vec<f32>) -> Result<()> {
         self.note(Call::Read)?;
         self.cpu.read(x.rows(), out)
@@ -257,3 +260,6 @@ impl Backend for Lazy {
         self.note(Call::Evaluate(xs.len()))
     }
 }
+
+/// The default bodies, on values that are computed already.
+impl Recurrent for Lazy {}

@@ -10,7 +10,9 @@ mod error;
 #[cfg(feature = "mlx")]
 pub mod mlx;
 mod params;
+mod recurrent;
 
 pub use backend::{Backend, Ids, Input};
 pub use error::{Error, Result};
 pub use params::{Activation, AttnParams, AttnSpan, Batch, Keys, KvLayout, Pairing, Rope, Span};
+pub use recurrent::{LinearAttention, Recurrent, RgLru, Rule, SelectiveScan, ShortConv, StateSpan, States};

@@ -268,7 +268,8 @@ fn arguments(random: &mut Random, n: usize) -> Vec<f32> {
     x
 }
 
-const ACTIVATIONS: [Activation; 8] = [
+const ACTIVATIONS: [Activation; 9] = [
+    Activation::Identity,
     Activation::Silu,
     Activation::Gelu,
     Activation::GeluTanh,

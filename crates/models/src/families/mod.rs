@@ -5,6 +5,7 @@ mod cohere;
 mod cohere2;
 mod ernie4_5;
 mod exaone4;
+mod falcon_h1;
 mod gemma;
 mod gemma2;
 mod gemma3;
@@ -16,13 +17,19 @@ mod gpt2;
 mod gpt_bigcode;
 mod gpt_neox;
 mod granite;
+mod granitemoehybrid;
 mod helium;
 mod hunyuan_v1_dense;
 mod internlm3;
+mod jamba;
+mod lfm2;
 mod llama;
+mod mamba;
+mod mamba2;
 mod ministral3;
 mod mistral;
 mod nemotron;
+mod nemotron_h;
 mod olmo;
 mod olmo2;
 mod olmo3;
@@ -30,6 +37,9 @@ mod phi;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_5;
+mod qwen3_next;
+mod recurrent_gemma;
 mod seed_oss;
 mod smollm3;
 mod stablelm;
@@ -51,6 +61,7 @@ pub(crate) const ALL: &[DecoderFamily] = &[
     cohere2::FAMILY,
     ernie4_5::FAMILY,
     exaone4::FAMILY,
+    falcon_h1::FAMILY,
     gemma::FAMILY,
     gemma2::FAMILY,
     gemma3::FAMILY,
@@ -61,13 +72,19 @@ pub(crate) const ALL: &[DecoderFamily] = &[
     gpt_bigcode::FAMILY,
     gpt_neox::FAMILY,
     granite::FAMILY,
+    granitemoehybrid::FAMILY,
     helium::FAMILY,
     hunyuan_v1_dense::FAMILY,
     internlm3::FAMILY,
+    jamba::FAMILY,
+    lfm2::FAMILY,
     llama::FAMILY,
+    mamba::FAMILY,
+    mamba2::FAMILY,
     ministral3::FAMILY,
     mistral::FAMILY,
     nemotron::FAMILY,
+    nemotron_h::FAMILY,
     olmo::FAMILY,
     olmo2::FAMILY,
     olmo3::FAMILY,
@@ -75,6 +92,9 @@ pub(crate) const ALL: &[DecoderFamily] = &[
     phi3::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
+    qwen3_5::FAMILY,
+    qwen3_next::FAMILY,
+    recurrent_gemma::FAMILY,
     seed_oss::FAMILY,
     smollm3::FAMILY,
     stablelm::FAMILY,

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use rillm_quant::RawTensor;
-use rillm_tensor_core::{Activation, AttnParams, AttnSpan, Backend, Batch, Ids, Result, Rope};
+use rillm_tensor_core::{Activation, AttnParams, AttnSpan, Backend, Batch, Ids, Recurrent, Result, Rope};
 
 /// `B` without what it overrides.
 #[derive(Clone, Debug)]
@@ -94,7 +94,12 @@ impl<B: Backend> Backend for Plain<B> {
     fn write_rows(&self, dst: &mut B::Tensor, at: usize, src: &B::Tensor, rows: Range<usize>) -> Result<()> {
         self.0.write_rows(dst, at, src, rows)
     }
+    fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<B::Tensor> {
+        self.0.upload(rows, cols, values)
+    }
     fn read(&self, x: &B::Tensor, out: &mut Vec<f32>) -> Result<()> {
         self.0.read(x, out)
     }
 }
+
+impl<B: Backend> Recurrent for Plain<B> {}

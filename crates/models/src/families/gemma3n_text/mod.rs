@@ -6,7 +6,8 @@ mod model;
 use std::sync::Arc;
 
 use rillm_nn::{
-    AttentionSpec, CausalLm, KeyValues, NormKind, PerLayerSpec, QkNorm, RotaryEmbedding, WeightSource, Weights,
+    AttentionSpec, CausalLm, KeyValues, NormKind, PerLayerSpec, QkNorm, RotaryEmbedding, WeightSource,
+    Weights,
 };
 use rillm_tensor_core::{Activation, AttnParams, Backend};
 use serde_json::Value;

@@ -67,7 +67,7 @@ impl<B: Backend> Layer<B> {
         let layer = &spec.layers[i];
         let norm = |name| w.norm(name, spec.dim, spec.norm);
         let (dim, hidden, act) = (spec.dim, layer.hidden, spec.act);
-        let mlp = MlpSpec { kind: MlpKind::Gated, dim, hidden, act, bias: Bias::None };
+        let mlp = MlpSpec { kind: MlpKind::Gated, dim, hidden, act, bias: Bias::None, gate_factor: None };
         let source = layer.shares.unwrap_or(i);
         Ok(Self {
             altup: AltUp::load(&w.at("altup"), spec)?,
