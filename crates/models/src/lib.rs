@@ -10,12 +10,18 @@ mod composite;
 mod config;
 mod decoder;
 mod error;
+mod experts;
 mod families;
 #[cfg(feature = "gguf")]
 pub mod gguf;
 mod names;
 mod registry;
 mod spec;
+
+/// A backend with every operation that some family needs.
+pub trait ModelBackend: rillm_tensor_core::Experts + rillm_tensor_core::Recurrent {}
+
+impl<B: rillm_tensor_core::Experts + rillm_tensor_core::Recurrent> ModelBackend for B {}
 
 pub use composite::{TextPart, text_config};
 pub use config::Config;

@@ -2,10 +2,11 @@
 
 use rillm_nn::{
     Attention, AttentionSpec, Bias, GatedConv, GatedConvSpec, GatedDelta, GatedDeltaSpec, Griffin,
-    GriffinSpec, Mamba, Mamba2, Mamba2Spec, MambaSpec, Mixer, Mlp, MlpSpec, NormKind, PerLayerGate,
-    PerLayerSpec, Result, Weights,
+    GriffinSpec, Mamba, Mamba2, Mamba2Spec, MambaSpec, Mixer, Mla, MlaSpec, Mlp, MlpSpec, Moe, MoeSpec,
+    NormKind, PerLayerGate, PerLayerSpec, Result, Weights,
 };
-use rillm_tensor_core::Recurrent;
+
+use crate::ModelBackend;
 
 /// A decoder: an embedding, layers in order, a norm and a head.
 #[derive(Clone, Debug)]
@@ -117,6 +118,10 @@ pub enum MixerSpec {
     Attention(AttentionSpec),
     /// A dense feed-forward layer.
     Mlp(MlpSpec),
+    /// Multi-head latent attention.
+    Mla(MlaSpec),
+    /// A mixture of experts.
+    Moe(MoeSpec),
     /// The gate of per-layer embeddings.
     PerLayerGate(PerLayerSpec),
     /// A gated short convolution.
@@ -133,10 +138,16 @@ pub enum MixerSpec {
 
 impl MixerSpec {
     /// Loads the parameters of a mixer of layer `layer`.
-    pub(crate) fn load<B: Recurrent>(&self, w: &Weights<'_, B>, layer: usize) -> Result<Box<dyn Mixer<B>>> {
+    pub(crate) fn load<B: ModelBackend>(
+        &self,
+        w: &Weights<'_, B>,
+        layer: usize,
+    ) -> Result<Box<dyn Mixer<B>>> {
         Ok(match self {
             Self::Attention(spec) => Box::new(Attention::load(w, spec.clone())?),
             Self::Mlp(spec) => Box::new(Mlp::load(w, *spec)?),
+            Self::Mla(spec) => Box::new(Mla::load(w, spec.clone())?),
+            Self::Moe(spec) => Box::new(Moe::load(w, *spec)?),
             Self::PerLayerGate(spec) => Box::new(PerLayerGate::load(w, *spec, layer)?),
             Self::GatedConv(spec) => Box::new(GatedConv::load(w, *spec)?),
             Self::Mamba(spec) => Box::new(Mamba::load(w, *spec)?),
@@ -201,6 +212,14 @@ impl LayerSpec {
         })
     }
 
+    /// Its mixture of experts, if it has one.
+    pub fn moe(&self) -> Option<&MoeSpec> {
+        self.branches().find_map(|b| match &b.mixer {
+            MixerSpec::Moe(spec) => Some(spec),
+            _ => None,
+        })
+    }
+
     /// Its dense feed-forward layer, if it has one.
     pub fn mlp(&self) -> Option<&MlpSpec> {
         self.branches().find_map(|b| match &b.mixer {
@@ -225,6 +244,19 @@ impl DecoderSpec {
             MixerSpec::Mlp(spec) => Some(spec),
             _ => None,
         })
+    }
+
+    /// Makes mixtures of experts of the feed-forward layers, by number, for which `of` gives one.
+    pub fn mix(&mut self, of: impl Fn(usize, &MlpSpec) -> Option<MoeSpec>) {
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            for branch in layer.branches_mut() {
+                if let MixerSpec::Mlp(mlp) = &branch.mixer
+                    && let Some(moe) = of(i, mlp)
+                {
+                    branch.mixer = MixerSpec::Moe(moe);
+                }
+            }
+        }
     }
 
     /// The branches of all layers, in order.

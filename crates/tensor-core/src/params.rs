@@ -33,6 +33,14 @@ pub enum Activation {
         /// Slope at zero.
         slope: f32,
     },
+    /// `g sigmoid(alpha g)` with `g = min(x, limit)`. In a gate, what it opens is cut off at `limit` and gets 1 added:
+    /// `act(gate) * (min(max(up, -limit), limit) + 1)` (gpt_oss).
+    ClippedSwish {
+        /// Factor on the argument of the sigmoid.
+        alpha: f32,
+        /// Where both operands are cut off.
+        limit: f32,
+    },
 }
 
 /// Rows of one sequence in a [`Batch`].

@@ -17,6 +17,8 @@ pub(super) struct Defaults {
     pub context: usize,
     /// `None`: `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
+    /// `None`: as many as query heads.
+    pub kv_heads: Option<usize>,
     /// The part of each head that is rotated.
     pub part: f64,
     pub pairing: Pairing,
@@ -28,6 +30,7 @@ pub(super) const DEFAULTS: Defaults = Defaults {
     tied: false,
     context: 2048,
     head_dim: None,
+    kv_heads: None,
     part: 1.0,
     pairing: Pairing::Halves,
 };
@@ -91,7 +94,10 @@ pub(super) fn attention(
         (Some(n), _) | (None, Some(n)) => n,
         (None, None) => (dim / heads).max(1),
     };
-    let kv_heads = c.count_or("num_key_value_heads", heads)?;
+    let kv_heads = match defaults.kv_heads {
+        Some(n) if !c.has("num_key_value_heads") => n,
+        _ => c.count_or("num_key_value_heads", heads)?,
+    };
     if heads % kv_heads != 0 {
         return Err(c.unsupported("num_key_value_heads", &format!("a divisor of {heads} heads")));
     }

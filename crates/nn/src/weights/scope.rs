@@ -59,6 +59,11 @@ impl<'a, B: Backend> Weights<'a, B> {
         self.backend
     }
 
+    /// Whether there is a parameter `leaf`.
+    pub fn has(&self, leaf: &str) -> bool {
+        matches!(self.shared.source.get(&self.name(leaf)), Ok(Some(_)) | Err(_))
+    }
+
     /// Parameter `leaf` as stored, of shape `want`.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! `linear`: activations times packed matrices, cut into panels of tokens and runs of row blocks, over the threads.
 //! The arithmetic is in `kernels/matmul.rs` for few tokens, in `kernels/tiles.rs` for many.
 
+mod many;
 mod panels;
 mod tiled;
 
@@ -8,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rillm_quant::FloatType;
 
+pub(crate) use self::many::{Along, Job, many};
 use self::panels::build;
 use super::buffer::Buffer;
 use super::kernels::Kernels;

@@ -6,6 +6,7 @@
 mod attention;
 mod bandwidth;
 mod buffer;
+mod experts;
 mod kernels;
 mod matmul;
 mod packed;
@@ -36,6 +37,7 @@ use crate::{
 };
 
 pub use self::bandwidth::Bandwidth;
+pub use self::experts::CpuRoutes;
 pub use self::matmul::Precision;
 pub use self::tensor::CpuTensor;
 
@@ -119,20 +121,31 @@ enum Stored {
     Vector(Vec<f32>),
     /// Matrices of equal width, rows stacked.
     Matrices(Vec<Packed>),
+    /// One for each expert or head, of equal shape.
+    Stack(Vec<CpuWeight>),
 }
 
 impl CpuWeight {
     fn vector(&self, op: &'static str) -> Result<&[f32]> {
         match &self.0 {
             Stored::Vector(v) => Ok(v),
-            Stored::Matrices(m) => Err(shape(op, dims(m), [1, m.first().map_or(0, Packed::cols)])),
+            _ => Err(shape(op, self.dims(), [1, self.dims()[1]])),
         }
     }
 
     fn matrices(&self, op: &'static str) -> Result<&[Packed]> {
         match &self.0 {
             Stored::Matrices(m) => Ok(m),
-            Stored::Vector(v) => Err(shape(op, [1, v.len()], [v.len(), 1])),
+            _ => Err(shape(op, self.dims(), [self.dims()[1], 1])),
+        }
+    }
+
+    /// Rows and columns, of one of a stack.
+    fn dims(&self) -> [usize; 2] {
+        match &self.0 {
+            Stored::Vector(v) => [1, v.len()],
+            Stored::Matrices(m) => dims(m),
+            Stored::Stack(all) => all.first().map_or([0, 0], Self::dims),
         }
     }
 }
@@ -321,6 +334,7 @@ impl Backend for Cpu {
         match &w.0 {
             Stored::Vector(v) => 4 * v.len(),
             Stored::Matrices(m) => m.iter().map(Packed::bytes).sum(),
+            Stored::Stack(all) => all.iter().map(|w| self.weight_bytes(w)).sum(),
         }
     }
 

@@ -10,6 +10,7 @@
 mod attention;
 mod builder;
 mod cuda;
+mod experts;
 mod fusion;
 mod raw;
 mod rope;
@@ -39,6 +40,7 @@ use crate::{
 };
 
 pub use self::builder::{MlxBuilder, MlxDevice};
+pub use self::experts::MlxRoutes;
 pub use self::tensor::MlxTensor;
 pub use self::weight::MlxWeight;
 
@@ -253,6 +255,10 @@ fn activated(act: Activation, x: &Array) -> mlx_rs::error::Result<Array> {
             let below = ops::expm1(&n)?.subtract(&n)?.multiply(number(negative)?)?;
             above.add(below)?.add(x.multiply(number(slope)?)?)
         }
+        Activation::ClippedSwish { alpha, limit } => {
+            let x = ops::minimum(x, number(limit)?)?;
+            ops::sigmoid(x.multiply(number(alpha)?)?)?.multiply(&x)
+        }
     }
 }
 
@@ -430,6 +436,14 @@ impl Backend for Mlx {
     fn gate(&self, act: Activation, gate: MlxTensor, up: &MlxTensor) -> Result<MlxTensor> {
         same_shape("gate", up, &gate)?;
         let (gate, up) = (gate.array(self)?, up.array(self)?);
+        let up = match act {
+            Activation::ClippedSwish { limit, .. } => {
+                let clipped = activated(Activation::Clip { limit }, &up);
+                let one = Array::from_f32(1.0).as_dtype(up.dtype());
+                Cow::Owned(clipped.and_then(|up| up.add(one?)).map_err(exception)?)
+            }
+            _ => up,
+        };
         tensor(activated(act, &gate).and_then(|g| g.multiply(&*up)))
     }
 

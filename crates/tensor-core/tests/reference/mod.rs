@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, dead_code, missing_docs)]
 
 pub mod plain;
+pub mod routing;
 
 use std::ops::Range;
 
@@ -86,7 +87,20 @@ pub fn activation(act: Activation, x: f64) -> f64 {
                 if x > 0.0 { f64::from(positive) * x * x } else { f64::from(negative) * (x.exp_m1() - x) };
             curve + f64::from(slope) * x
         }
+        Activation::ClippedSwish { alpha, limit } => {
+            let x = x.min(limit.into());
+            x / (1.0 + (-x * f64::from(alpha)).exp())
+        }
     }
+}
+
+/// A gate `x` and what it opens.
+pub fn gated(act: Activation, x: f64, y: f64) -> f64 {
+    let opened = match act {
+        Activation::ClippedSwish { limit, .. } => y.clamp(-f64::from(limit), limit.into()) + 1.0,
+        _ => y,
+    };
+    activation(act, x) * opened
 }
 
 /// Head `x` at `position`.

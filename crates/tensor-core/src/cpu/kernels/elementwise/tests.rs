@@ -80,6 +80,10 @@ fn reference(act: Activation, x: f64) -> f64 {
                 if x > 0.0 { f64::from(positive) * x * x } else { f64::from(negative) * (x.exp_m1() - x) };
             curve + f64::from(slope) * x
         }
+        Activation::ClippedSwish { alpha, limit } => {
+            let x = x.min(limit.into());
+            x / (1.0 + (-x * f64::from(alpha)).exp())
+        }
     }
 }
 
@@ -116,6 +120,7 @@ fn activations_that_are_not_of_the_form_of_relu() {
         Activation::Sigmoid,
         Activation::Clip { limit: 1.5 },
         Activation::XIelu { positive: 0.8, negative: 1.3, slope: 0.5 },
+        Activation::ClippedSwish { alpha: 1.702, limit: 2.5 },
     ];
     for act in acts {
         for n in LENGTHS {
