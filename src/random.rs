@@ -32,7 +32,11 @@ impl FromStr for RandomShape {
             "llama-1b" => (2048, 16, 32, 8, 8192, 128_256, true),
             "llama-8b" => (4096, 32, 32, 8, 14336, 128_256, false),
             "smollm2-135m" => (576, 30, 9, 3, 1536, 49_152, true),
-            _ => return Err(format!("no shape {name:?}; there are llama-1b, llama-8b, smollm2-135m, mamba2-1.3b, qwen3.5-0.8b")),
+            _ => {
+                return Err(format!(
+                    "no shape {name:?}; there are llama-1b, llama-8b, smollm2-135m, mamba2-1.3b, qwen3.5-0.8b"
+                ));
+            }
         };
         let config = json!({
             "model_type": "llama", "hidden_size": d, "num_hidden_layers": n, "num_attention_heads": h,

@@ -49,11 +49,17 @@ fn a_batch_gives_what_its_sequences_give_alone() {
         let sequences: Vec<_> = prompts.iter().map(|_| s.open()).collect();
         let mut logits = Vec::new();
         for step in 0..3 {
-            let parts: Vec<_> = prompts.iter().map(|p| &p[step * p.len() / 3..(step + 1) * p.len() / 3]).collect();
+            let parts: Vec<_> =
+                prompts.iter().map(|p| &p[step * p.len() / 3..(step + 1) * p.len() / 3]).collect();
             let work: Vec<_> = sequences
                 .iter()
                 .zip(&parts)
-                .map(|(&sequence, tokens)| rillm::generate::Work { sequence, tokens, ahead: 0, want: Want::Last })
+                .map(|(&sequence, tokens)| rillm::generate::Work {
+                    sequence,
+                    tokens,
+                    ahead: 0,
+                    want: Want::Last,
+                })
                 .collect();
             s.step(&work, &mut logits).unwrap();
         }

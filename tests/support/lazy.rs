@@ -264,7 +264,6 @@ impl Backend for Lazy {
 
 /// The default bodies, on values that are computed already.
 impl Recurrent for Lazy {}
-
 impl Experts for Lazy {
     type Routes = <Cpu as Experts>::Routes;
 

@@ -2,10 +2,10 @@
 
 use rillm_kvcache::{CacheKind, SequenceCache};
 use rillm_nn::{CausalLm, Embedding, Linear, Mixer, Norm, Pass, PerLayer, Result, Tail, Weights};
-use rillm_tensor_core::{Backend, Batch, Experts, Ids, Input, Recurrent};
+use rillm_tensor_core::{Backend, Batch, Ids, Input};
 use smallvec::SmallVec;
 
-use crate::{BranchSpec, DecoderSpec, GroupSpec, NormSpec};
+use crate::{BranchSpec, DecoderSpec, GroupSpec, ModelBackend, NormSpec};
 
 /// One branch of a residual layer.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ pub struct Decoder<B: Backend> {
     spec: DecoderSpec,
 }
 
-impl<B: Experts + Recurrent> Decoder<B> {
+impl<B: ModelBackend> Decoder<B> {
     /// Loads the parameters that `spec` calls for, under the names that Llama's checkpoints have.
     ///
     /// # Errors
@@ -116,7 +116,7 @@ impl<B: Experts + Recurrent> Decoder<B> {
     }
 }
 
-impl<B: Experts + Recurrent> Group<B> {
+impl<B: ModelBackend> Group<B> {
     fn load(
         w: &Weights<'_, B>,
         dim: usize,
@@ -175,7 +175,7 @@ fn load_norm<B: Backend>(w: &Weights<'_, B>, dim: usize, spec: Option<NormSpec>)
     spec.map(|n| w.norm(n.name, dim, n.kind)).transpose()
 }
 
-impl<B: Experts + Recurrent> Branch<B> {
+impl<B: ModelBackend> Branch<B> {
     /// `slots` tells the layer of every cache so far.
     fn load(
         w: &Weights<'_, B>,
@@ -231,7 +231,7 @@ impl<B: Experts + Recurrent> Branch<B> {
     }
 }
 
-impl<B: Experts + Recurrent> CausalLm<B> for Decoder<B> {
+impl<B: ModelBackend> CausalLm<B> for Decoder<B> {
     fn vocab(&self) -> usize {
         self.spec.vocab
     }

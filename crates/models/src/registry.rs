@@ -3,9 +3,9 @@
 use std::fmt::Debug;
 
 use rillm_nn::{Adapted, CausalLm, WeightSource, Weights};
-use rillm_tensor_core::{Backend, Experts, Recurrent};
+use rillm_tensor_core::Backend;
 
-use crate::{Config, Decoder, DecoderSpec, Error, Layout, Result, families, names};
+use crate::{Config, Decoder, DecoderSpec, Error, Layout, ModelBackend, Result, families, names};
 
 /// Builds models of one or several `model_type`s.
 pub trait Family<B: Backend>: Debug + Send + Sync {
@@ -42,7 +42,7 @@ impl DecoderFamily {
     }
 }
 
-impl<B: Experts + Recurrent> Family<B> for DecoderFamily {
+impl<B: ModelBackend> Family<B> for DecoderFamily {
     fn model_types(&self) -> &[&'static str] {
         self.model_types
     }
@@ -77,9 +77,10 @@ pub struct Registry<B: Backend> {
     families: Vec<Box<dyn Family<B>>>,
 }
 
-impl<B: Experts + Recurrent> Default for Registry<B> {
+impl<B: ModelBackend> Default for Registry<B> {
     fn default() -> Self {
-        Self { families: families::ALL.iter().map(|f| Box::new(*f) as Box<dyn Family<B>>).collect() }
+        let decoders = families::ALL.iter().map(|f| Box::new(*f) as Box<dyn Family<B>>);
+        Self { families: decoders.chain(families::others()).collect() }
     }
 }
 

@@ -5,7 +5,8 @@ use rillm_nn::{
     GriffinSpec, KimiDelta, KimiDeltaSpec, Lightning, LightningSpec, Mamba, Mamba2, Mamba2Spec, MambaSpec,
     Mixer, Mla, MlaSpec, Mlp, MlpSpec, Moe, MoeSpec, NormKind, PerLayerGate, PerLayerSpec, Result, Weights,
 };
-use rillm_tensor_core::{Experts, Recurrent};
+
+use crate::ModelBackend;
 
 /// A decoder: an embedding, layers in order, a norm and a head.
 #[derive(Clone, Debug)]
@@ -145,7 +146,7 @@ pub enum MixerSpec {
 
 impl MixerSpec {
     /// Loads the parameters of a mixer of layer `layer`.
-    pub(crate) fn load<B: Experts + Recurrent>(
+    pub(crate) fn load<B: ModelBackend>(
         &self,
         w: &Weights<'_, B>,
         layer: usize,

@@ -26,10 +26,10 @@ pub struct AttentionSpec {
     pub qk_norm: Option<QkNorm>,
     /// Norm of each head of values.
     pub v_norm: Option<NormKind>,
-    /// What a gate on the result goes through: of `g_proj`, as wide as the result (qwen3_next).
-    pub gate: Option<Activation>,
     /// Whether each head has a score that takes part in its softmax without a value: `sinks` (gpt_oss).
     pub sinks: Bias,
+    /// What a gate on the result goes through: of `g_proj`, as wide as the result (qwen3_next).
+    pub gate: Option<Activation>,
     /// Queries, keys and values are cut off at this magnitude before anything else (olmo).
     pub clip: Option<f32>,
     /// Factor on the queries that grows with the position.
@@ -49,8 +49,8 @@ impl AttentionSpec {
             kv: KeyValues::Projected,
             qk_norm: None,
             v_norm: None,
-            gate: None,
             sinks: Bias::None,
+            gate: None,
             clip: None,
             temperature: None,
             rope: None,

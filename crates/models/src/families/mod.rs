@@ -13,6 +13,7 @@ mod falcon_h1;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma3n_text;
 mod gemma4_text;
 mod glm;
 mod glm4;
@@ -62,7 +63,14 @@ mod smollm3;
 mod stablelm;
 mod starcoder2;
 
-use crate::DecoderFamily;
+use rillm_tensor_core::Backend;
+
+use crate::{DecoderFamily, Family};
+
+/// Families with a model of their own.
+pub(crate) fn others<B: Backend>() -> [Box<dyn Family<B>>; 1] {
+    [Box::new(gemma3n_text::Gemma3n)]
+}
 
 /// Every family of this crate.
 pub(crate) const ALL: &[DecoderFamily] = &[

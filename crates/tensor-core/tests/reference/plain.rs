@@ -105,7 +105,6 @@ impl<B: Backend> Backend for Plain<B> {
 }
 
 impl<B: Backend> Recurrent for Plain<B> {}
-
 /// Experts have no fusions, but for what a product reads.
 impl<B: Experts> Experts for Plain<B> {
     type Routes = B::Routes;
