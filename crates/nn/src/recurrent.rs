@@ -10,7 +10,7 @@ use crate::{Error, Pass, Result, Weights};
 /// What a layer with a state keeps.
 pub(crate) const STATE: CacheKind = CacheKind::State { checkpoints: CHECKPOINTS };
 
-/// Ends of prompts that can be gone back to.
+/// Ends of prompts that can be gone back to: those of a conversation's latest turns.
 const CHECKPOINTS: usize = 2;
 
 /// Parameter `leaf` of `n` values, each as `of` says, as a row.
