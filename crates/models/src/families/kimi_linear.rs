@@ -3,9 +3,9 @@
 
 use rillm_nn::{Bias, KimiDeltaSpec, MlaSpec, MlpKind, MlpSpec, MoeSpec, NormKind, SharedGate, SharedSpec};
 use rillm_nn::{Origin, WeightSource};
-use rillm_tensor_core::{Activation, GroupScore, Score};
+use rillm_tensor_core::{Activation, GroupScore, Groups, Score};
 
-use super::deepseek_v3::{groups, number_or};
+use super::deepseek_v3::number_or;
 use super::llama::{bias, layer_count_or};
 use super::mixtral::check_choice;
 use crate::experts::{self, ExpertNames, Fused, PLAIN};
@@ -113,7 +113,7 @@ fn mixture(c: &Config<'_>, dim: usize, act: Activation) -> Result<MoeSpec> {
     let hidden = c.count_or("moe_intermediate_size", 1024)?;
     let mut moe = MoeSpec::new([dim, hidden], act, counts);
     moe.routing.score = Score::Sigmoid;
-    moe.routing.groups = groups(c, counts, [1, 1], GroupScore::TwoGreatest)?;
+    moe.routing.groups = groups(c, counts, either("num_expert_group", "n_group"))?;
     moe.routing.normalize = c.flag(either("moe_renormalize", "norm_topk_prob"), true)?.then_some(1e-20);
     moe.routing.scale = c.number_or("routed_scaling_factor", 2.446)? as f32;
     moe.correction = Bias::Added;
@@ -121,6 +121,19 @@ fn mixture(c: &Config<'_>, dim: usize, act: Activation) -> Result<MoeSpec> {
     let all = SharedSpec { hidden: shared * hidden, bias: Bias::None, gate: SharedGate::Open };
     moe.shared = (shared > 0).then_some(all);
     Ok(moe)
+}
+
+/// The groups that experts are chosen from.
+fn groups(c: &Config<'_>, [experts, top_k]: [usize; 2], key: &str) -> Result<Option<Groups>> {
+    let (count, chosen) = (c.count_or(key, 1)?, c.count_or("topk_group", 1)?);
+    let size = experts / count;
+    if experts % count != 0 || size < 2 {
+        return Err(c.unsupported(key, &format!("groups of {experts} experts, of two at least")));
+    }
+    if chosen > count || chosen * size < top_k {
+        return Err(c.unsupported("topk_group", &format!("groups of {size} that hold {top_k} experts")));
+    }
+    Ok((chosen < count).then_some(Groups { count, chosen, by: GroupScore::TwoGreatest }))
 }
 
 /// The files of Moonshot say `block_sparse_moe` for mixtures; transformers gathers the parts of the forget gate, and the
@@ -133,13 +146,15 @@ fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
     let inside: &[(&str, &str)] =
         if apart { &[("gate.e_score_correction_bias", "e_score_correction_bias")] } else { &[] };
     let experts = experts::layout(spec, source, ExpertNames { module, inside, fused: Fused::Halves });
+    // transformers calls dense feed-forward layers so, too.
+    let dense_too = any(".block_sparse_moe.gate_proj.");
     let (gathered, mlx) = (any(".forget_gate."), any(".q_conv.conv."));
     let mixtures: Vec<bool> = spec.layers.iter().map(|l| l.moe().is_some()).collect();
     Box::new(move |name| {
         let Some((i, rest)) = layer_of(name) else { return Origin::Tensor(name.to_owned()) };
         if rest.starts_with("mlp.") {
             let mixture = mixtures.get(i).copied().unwrap_or(false);
-            return if mixture { experts(name) } else { Origin::Tensor(name.to_owned()) };
+            return if mixture || dense_too { experts(name) } else { Origin::Tensor(name.to_owned()) };
         }
         let at = |part: &str| format!("model.layers.{i}.self_attn.{part}");
         let Some(part) = rest.strip_prefix("self_attn.") else { return Origin::Tensor(name.to_owned()) };

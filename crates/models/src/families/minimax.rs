@@ -7,13 +7,14 @@ use rillm_tensor_core::Activation;
 use super::llama::{DEFAULTS, Defaults, attention, layer_count_or};
 use super::mixtral::{NAMES, check_choice, experts_of};
 use crate::experts::{self, PLAIN};
-use crate::names::layer_of;
+use crate::names::{self, layer_of};
 use crate::{
     BranchSpec, Config, DecoderFamily, DecoderSpec, GroupSpec, HeadSpec, LayerSpec, Layout, MixerSpec,
     NormSpec, Result,
 };
 
-pub(super) const FAMILY: DecoderFamily = DecoderFamily { layout, ..DecoderFamily::new(&["minimax"], spec) };
+pub(super) const FAMILY: DecoderFamily =
+    DecoderFamily { layout, ignored, ..DecoderFamily::new(&["minimax"], spec) };
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let (dim, norm) = (c.count_or("hidden_size", 4096)?, c.rms_norm(1e-5)?);
@@ -63,6 +64,12 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         norm,
         head: HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
     })
+}
+
+/// transformers stores the decays too.
+fn ignored(spec: &DecoderSpec, name: &str) -> bool {
+    let made = ["slope_rate", "query_decay", "key_decay", "diagonal_decay"];
+    name.rsplit('.').next().is_some_and(|leaf| made.contains(&leaf)) || names::ignored(spec, name)
 }
 
 /// Lightning attention's projections are fused head by head, and its parts have names of their own.
