@@ -47,7 +47,7 @@ CASES = {
     "gpt-oss-limit": case("gpt_oss", s(**LOCAL, head_dim=16, sliding_window=8, swiglu_limit=1.5, attention_bias=False, tie_word_embeddings=True, layer_types=["full_attention", "sliding_attention"]), prompt_len=32),
     "deepseek-v3-groups": case("deepseek_v3", s(**MLA, q_lora_rank=20, n_group=4, topk_group=2, n_shared_experts=2, first_k_dense_replace=1, rope_parameters=YARN, attention_bias=True), tensors=corrected),
     "deepseek-v3-halves": case("deepseek_v3", s(**MLA, q_lora_rank=None, n_group=1, topk_group=1, n_shared_experts=1, first_k_dense_replace=2, rope_interleave=False, norm_topk_prob=False, routed_scaling_factor=1.7, tie_word_embeddings=True), tensors=corrected, legacy_config=True, edit=dict(num_nextn_predict_layers=1)),
-    "deepseek-v3-stacked": case("deepseek_v3", s(**{**MLA, "num_hidden_layers": 2}, q_lora_rank=20, n_group=2, topk_group=1, n_shared_experts=0, first_k_dense_replace=0), tensors=stacked),
+    "deepseek-v3-stacked": case("deepseek_v3", s(**{**MLA, "num_hidden_layers": 2}, q_lora_rank=20, n_group=2, topk_group=1, n_shared_experts=1, first_k_dense_replace=0), tensors=stacked),
     "deepseek-v2": case("deepseek_v2", s(**MLA, q_lora_rank=20, n_shared_experts=2, first_k_dense_replace=1, topk_method="group_limited_greedy", n_group=4, topk_group=2, routed_scaling_factor=2.0, rope_parameters=YARN)),
     "deepseek-v2-greedy": case("deepseek_v2", s(**{**MLA, "num_hidden_layers": 2}, q_lora_rank=None, n_shared_experts=1, mlp_bias=False, attention_bias=True), legacy_config=True),
     "glm4-moe": case("glm4_moe", s(**ROUTED, head_dim=16, n_group=2, topk_group=1, use_qk_norm=True, attention_bias=True, routed_scaling_factor=1.5), tensors=corrected),
@@ -61,5 +61,10 @@ CASES = {
     "llama4": case("llama4_text", s(**LLAMA4, interleave_moe_layer_step=2), prompt_len=40),
     "llama4-two": case("llama4_text", s(**{**LLAMA4, "num_hidden_layers": 3, "attention_chunk_size": 7}, num_experts_per_tok=2, use_qk_norm=False, no_rope_layers=[1, 0, 1], floor_scale=8, attn_scale=0.3, attention_bias=True), prompt_len=32, drop=["layer_types"]),
     # For MLX: rows of whole groups.
-    "base-qwen3-moe": case("qwen3_moe", {**s(**{**MOE, "moe_intermediate_size": 32}, head_dim=16), "hidden_size": 64, "intermediate_size": 64}),
+    "base-qwen3-moe": case("qwen3_moe", {**s(**{**MOE, "moe_intermediate_size": 32}, head_dim=16), "hidden_size": 64, "intermediate_size": 64}, legacy_config=True, edit=dict(num_experts=6, rope_theta=1e4), drop=["num_local_experts"]),
+}
+
+MLX_CASES = {
+    "mlx-qwen3-moe-4bit-g32": dict(base="base-qwen3-moe", bits=4, group_size=32),
+    "mlx-qwen3-moe-mxfp4": dict(base="base-qwen3-moe", mode="mxfp4"),
 }

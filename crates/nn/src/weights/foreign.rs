@@ -20,8 +20,8 @@ pub(super) enum Foreign {
     Awq,
     /// So many bits; zero points are stored less `offset`.
     Gptq { bits: u32, offset: u32 },
-    /// What the parts of a matrix say: E4M3, packed integers, E2M1.
-    Parts,
+    /// What the parts of a matrix say: E4M3, packed integers, E2M1. Rows and columns that share a scale, if known.
+    Parts { block: Option<[usize; 2]> },
     /// Ternary; results are divided by the scale, or multiplied.
     BitNet { divides: bool },
 }
@@ -76,7 +76,9 @@ impl Foreign {
                 (bits @ (2 | 3 | 4 | 8), "gptq_v2") => Ok(Self::Gptq { bits: bits as u32, offset: 0 }),
                 (bits, format) => unknown(format!("{format} of {bits} bits")),
             },
-            "fp8" | "fbgemm_fp8" | "modelopt" => Ok(Self::Parts),
+            "fp8" | "fbgemm_fp8" | "modelopt" => {
+                Ok(Self::Parts { block: block(map.get("weight_block_size")) })
+            }
             "compressed-tensors" => {
                 let sparsity =
                     map.get("sparsity_config").and_then(|s| s.get("format")).and_then(Value::as_str);
@@ -95,7 +97,12 @@ impl Foreign {
                             | "mixed-precision",
                         ),
                         _,
-                    ) => Ok(Self::Parts),
+                    ) => {
+                        let groups = map.get("config_groups").and_then(Value::as_object);
+                        let weights = groups.and_then(|g| g.values().next()).and_then(|g| g.get("weights"));
+                        let size = block(weights.and_then(|w| w.get("block_structure")));
+                        Ok(Self::Parts { block: size })
+                    }
                     (Some(format), _) => unknown(format!("{method}: {format}")),
                 }
             }
@@ -138,7 +145,7 @@ impl Foreign {
         match self {
             Self::Awq => parts.awq(),
             Self::Gptq { bits, offset } => parts.gptq(bits, offset),
-            Self::Parts => parts.by_type(),
+            Self::Parts { block } => parts.by_type(block),
             Self::BitNet { divides } => parts.ternary(divides),
         }
     }
@@ -378,7 +385,7 @@ impl<'a> Parts<'_, 'a> {
     }
 
     /// What types and names say: packed words, E2M1 in bytes, E4M3, signed bytes.
-    fn by_type(&self) -> Result<Option<RawTensor<'a>>> {
+    fn by_type(&self, block: Option<[usize; 2]>) -> Result<Option<RawTensor<'a>>> {
         if let Some(packed) = self.get("weight_packed") {
             return match packed.dtype {
                 "I32" => self.packed(packed),
@@ -389,7 +396,7 @@ impl<'a> Parts<'_, 'a> {
         let Some(weight) = self.get("weight") else { return Ok(None) };
         match weight.dtype {
             "U8" if self.get("weight_scale").is_some() => self.nibbles(weight, "weight_scale_2"),
-            "F8_E4M3" => self.floats(weight),
+            "F8_E4M3" => self.floats(weight, block),
             "I8" => self.bytes(weight),
             _ => Ok(None),
         }
@@ -473,7 +480,7 @@ impl<'a> Parts<'_, 'a> {
     }
 
     /// E4M3 under one scale, one for each row, or one for each block.
-    fn floats(&self, codes: Part<'a>) -> Result<Option<RawTensor<'a>>> {
+    fn floats(&self, codes: Part<'a>, block: Option<[usize; 2]>) -> Result<Option<RawTensor<'a>>> {
         let name = if self.get("weight_scale_inv").is_some() { "weight_scale_inv" } else { "weight_scale" };
         let (scale, scales) = self.numbers(name)?;
         let Some([out, inp]) = codes.dims() else { return Err(self.wrong("E4M3 codes are no matrix")) };
@@ -483,26 +490,14 @@ impl<'a> Parts<'_, 'a> {
             [rows, cols] => [rows, cols],
             _ => return Err(self.wrong(format!("{name} of shape {:?} for {out} x {inp}", scale.shape))),
         };
-        let blocks = self.blocks(out, rows).zip(self.blocks(inp, cols));
+        let [high, wide] = block.map_or([None; 2], |b| b.map(Some));
+        let blocks = sizes(out, rows, high).zip(sizes(inp, cols, wide));
         let Some((height, width)) = blocks else {
             return Err(self.wrong(format!("{name} of shape {:?} for {out} x {inp}", scale.shape)));
         };
         let value =
             |n: usize| e4m3_to_f32(codes.bytes[n]) * scales[n / inp / height * cols + n % inp / width];
         self.plain(vec![out, inp], &(0..out * inp).map(value).collect::<Vec<_>>())
-    }
-
-    /// Rows or columns of a block, if `count` blocks cover `n` and only the last may be cut: powers of two where they
-    /// do not divide it.
-    fn blocks(&self, n: usize, count: usize) -> Option<usize> {
-        if count == 0 || n == 0 {
-            return None;
-        }
-        if n.is_multiple_of(count) && (count == 1 || (n / count).is_power_of_two() || count == n) {
-            return Some(n / count);
-        }
-        let size = n.div_ceil(count).next_power_of_two();
-        (n.div_ceil(size) == count).then_some(size)
     }
 
     /// Signed bytes under a scale for each row, or one.
@@ -529,7 +524,8 @@ impl<'a> Parts<'_, 'a> {
             return Ok(None);
         };
         let (_, scales) = self.numbers("weight_scale")?;
-        let (Some([packed, inp]), "U8", [scale]) = (codes.dims(), codes.dtype, &scales[..]) else {
+        let dims = codes.dims().filter(|[_, inp]| *inp > 0);
+        let (Some([packed, inp]), "U8", [scale]) = (dims, codes.dtype, &scales[..]) else {
             return Err(self.wrong("ternary codes are no matrix of bytes with one scale"));
         };
         let scale = if divides { 1.0 / scale } else { *scale };
@@ -571,6 +567,28 @@ impl<'a> Parts<'_, 'a> {
         let quant = |source| Error::Quant { name: format!("{}.weight", self.path), source };
         RawTensor::new(format, shape, parts).map(Some).map_err(quant)
     }
+}
+
+/// Rows or columns of a block, `known` perhaps, if `count` blocks cover `n` and only the last may be cut off: a power of
+/// two where they do not divide it.
+fn sizes(n: usize, count: usize, known: Option<usize>) -> Option<usize> {
+    if count == 0 || n == 0 {
+        return None;
+    }
+    if let Some(size) = known.filter(|size| n.div_ceil(*size) == count) {
+        return Some(size);
+    }
+    if n.is_multiple_of(count) && (count == 1 || count == n || (n / count).is_power_of_two()) {
+        return Some(n / count);
+    }
+    let size = n.div_ceil(count).next_power_of_two();
+    (n.div_ceil(size) == count).then_some(size)
+}
+
+/// `[rows, columns]` of a block.
+fn block(value: Option<&Value>) -> Option<[usize; 2]> {
+    let sizes: Vec<usize> = value?.as_array()?.iter().filter_map(|v| Some(v.as_u64()? as usize)).collect();
+    <[usize; 2]>::try_from(sizes).ok().filter(|sizes| !sizes.contains(&0))
 }
 
 /// The narrowest type that holds all of `values` exactly.
