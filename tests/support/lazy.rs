@@ -11,7 +11,8 @@ use rillm::models::Registry;
 use rillm::quant::RawTensor;
 use rillm::tensor::cpu::{Cpu, Precision};
 use rillm::tensor::{
-    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Experts, Ids, Input, Keys, Result, Rope, Routing,
+    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Experts, Ids, Input, Keys, Recurrent, Result,
+    Rope, Routing,
 };
 use rillm::{LanguageModel, Loader};
 
@@ -215,6 +216,9 @@ impl Backend for Lazy {
         let Value::Rows(dst) = dst else { panic!("ids are no rows") };
         self.cpu.write_rows(dst, at, src.rows(), rows)
     }
+    fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Value> {
+        self.cpu.upload(rows, cols, values).map(Value::Rows)
+    }
     fn read(&self, x: &Value, out: &mut Vec<f32>) -> Result<()> {
         self.note(Call::Read)?;
         self.cpu.read(x.rows(), out)
@@ -289,3 +293,6 @@ impl Experts for Lazy {
         self.cpu.linear_heads(x.rows(), w).map(Value::Rows)
     }
 }
+
+/// The default bodies, on values that are computed already.
+impl Recurrent for Lazy {}

@@ -163,6 +163,8 @@ pub trait Backend: Clone + Debug + Send + Sized + 'static {
         src: &Self::Tensor,
         rows: std::ops::Range<usize>,
     ) -> Result<()>;
+    /// Activations `[rows, cols]` of the row-major `values`, in single precision.
+    fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Self::Tensor>;
     /// Copies `x` to host memory, row-major, waiting for it if need be.
     fn read(&self, x: &Self::Tensor, out: &mut Vec<f32>) -> Result<()>;
 

@@ -5,6 +5,8 @@ use std::ops::Range;
 /// Nonlinearity of a feed-forward layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
+    /// `x`: a gate that multiplies.
+    Identity,
     /// `x * sigmoid(x)`.
     Silu,
     /// `x * Φ(x)` with the error function.

@@ -272,7 +272,8 @@ fn arguments(random: &mut Random, n: usize) -> Vec<f32> {
     x
 }
 
-const ACTIVATIONS: [Activation; 9] = [
+const ACTIVATIONS: [Activation; 10] = [
+    Activation::Identity,
     Activation::Silu,
     Activation::Gelu,
     Activation::GeluTanh,

@@ -121,6 +121,11 @@ impl<'a, B: Backend> Weights<'a, B> {
         self.prepare(&[raw])
     }
 
+    /// Whether parameter `leaf` is stored in shape `want`.
+    pub(crate) fn has_shape(&self, leaf: &str, want: &[usize]) -> bool {
+        matches!(self.shared.source.get_shaped(&self.name(leaf), want), Ok(Some(raw)) if raw.shape == want)
+    }
+
     /// Packs stored tensors; see [`Backend::prepare`]. The checkpoint's pages go as soon as they are packed.
     pub(crate) fn prepare(&self, parts: &[RawTensor<'_>]) -> Result<B::Weight> {
         let weight = self.backend.prepare(parts)?;

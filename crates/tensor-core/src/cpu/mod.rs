@@ -10,6 +10,7 @@ mod experts;
 mod kernels;
 mod matmul;
 mod packed;
+mod recurrent;
 mod rope;
 mod rows;
 mod source;
@@ -512,6 +513,17 @@ impl Backend for Cpu {
             _ => return Err(wrong),
         }
         Ok(())
+    }
+
+    fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<CpuTensor> {
+        if rows.checked_mul(cols) != Some(values.len()) {
+            return Err(shape("upload", [1, values.len()], [rows, cols]));
+        }
+        let mut out = self.alloc(rows, cols)?;
+        if let Some(to) = out.unique() {
+            to.copy_from_slice(values);
+        }
+        Ok(out)
     }
 
     fn read(&self, x: &CpuTensor, out: &mut Vec<f32>) -> Result<()> {

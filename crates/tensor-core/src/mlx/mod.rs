@@ -35,7 +35,8 @@ use self::weight::{Matrix, dims};
 use crate::backend::project_in_parts;
 use crate::cpu::Precision;
 use crate::{
-    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, KvLayout, Result, Rope,
+    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, KvLayout, Recurrent, Result,
+    Rope,
 };
 
 pub use self::builder::{MlxBuilder, MlxDevice};
@@ -233,6 +234,7 @@ fn check_span(q: &MlxTensor, s: &AttnSpan<'_, MlxTensor>, p: &AttnParams) -> Res
 fn activated(act: Activation, x: &Array) -> mlx_rs::error::Result<Array> {
     let number = |value: f32| Array::from_f32(value).as_dtype(x.dtype());
     match act {
+        Activation::Identity => Ok(x.clone()),
         Activation::Silu => ops::sigmoid(x)?.multiply(x),
         Activation::Gelu => {
             let phi = ops::erf(x.multiply(number(std::f32::consts::FRAC_1_SQRT_2)?)?)?;
@@ -259,6 +261,9 @@ fn activated(act: Activation, x: &Array) -> mlx_rs::error::Result<Array> {
         }
     }
 }
+
+/// Computed on the host.
+impl Recurrent for Mlx {}
 
 impl Backend for Mlx {
     type Tensor = MlxTensor;
@@ -569,6 +574,13 @@ impl Backend for Mlx {
             }
             None => self.write_rows(dst, at, keys.x, rows),
         }
+    }
+
+    fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<MlxTensor> {
+        if rows.checked_mul(cols) != Some(values.len()) {
+            return Err(shape("upload", [1, values.len()], [rows, cols]));
+        }
+        Ok(Array::from_slice(values, &[dim(rows)?, dim(cols)?]).into())
     }
 
     fn read(&self, x: &MlxTensor, out: &mut Vec<f32>) -> Result<()> {

@@ -1,5 +1,5 @@
 //! Random operands, and what operations mean in `f64`. Not tests.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, dead_code, missing_docs)]
 
 pub mod plain;
 pub mod routing;
@@ -71,6 +71,7 @@ pub fn dot(a: &[f32], b: &[f32]) -> f64 {
 
 pub fn activation(act: Activation, x: f64) -> f64 {
     match act {
+        Activation::Identity => x,
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::Gelu => gelu(x),
         Activation::GeluTanh => {

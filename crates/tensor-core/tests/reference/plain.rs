@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rillm_quant::RawTensor;
 use rillm_tensor_core::{
-    Activation, AttnParams, AttnSpan, Backend, Batch, Experts, Ids, Input, Result, Rope, Routing,
+    Activation, AttnParams, AttnSpan, Backend, Batch, Experts, Ids, Input, Recurrent, Result, Rope, Routing,
 };
 
 /// `B` without what it overrides.
@@ -96,6 +96,9 @@ impl<B: Backend> Backend for Plain<B> {
     fn write_rows(&self, dst: &mut B::Tensor, at: usize, src: &B::Tensor, rows: Range<usize>) -> Result<()> {
         self.0.write_rows(dst, at, src, rows)
     }
+    fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<B::Tensor> {
+        self.0.upload(rows, cols, values)
+    }
     fn read(&self, x: &B::Tensor, out: &mut Vec<f32>) -> Result<()> {
         self.0.read(x, out)
     }
@@ -133,3 +136,5 @@ impl<B: Experts> Experts for Plain<B> {
         self.0.linear_heads(x, w)
     }
 }
+
+impl<B: Backend> Recurrent for Plain<B> {}

@@ -79,6 +79,7 @@ fn layer_norm<V: Vector>(x: &[f32], w: &[f32], bias: Option<&[f32]>, eps: f32, o
 
 fn activate<V: Vector>(act: Activation, x: &mut [f32]) {
     match act {
+        Activation::Identity => {}
         Activation::Silu => map::<V, _>(x, Silu),
         Activation::Gelu => map::<V, _>(x, Gelu),
         Activation::GeluTanh => map::<V, _>(x, GeluTanh),
@@ -95,6 +96,7 @@ fn activate<V: Vector>(act: Activation, x: &mut [f32]) {
 
 fn gate<V: Vector>(act: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     match act {
+        Activation::Identity => gated::<V, _>(gate, up, out, Identity),
         Activation::Silu => gated::<V, _>(gate, up, out, Silu),
         Activation::Gelu => gated::<V, _>(gate, up, out, Gelu),
         Activation::GeluTanh => gated::<V, _>(gate, up, out, GeluTanh),
@@ -169,6 +171,7 @@ trait Binary {
     unsafe fn apply<V: Vector>(&self, x: V::F, y: V::F) -> V::F;
 }
 
+struct Identity;
 struct Silu;
 struct Gelu;
 struct GeluTanh;
@@ -189,6 +192,13 @@ struct Scale(f32);
 struct Softcap(f32);
 struct Add;
 struct Gated<A>(A);
+
+impl Unary for Identity {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V::F) -> V::F {
+        x
+    }
+}
 
 #[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers, under the contract of Unary")]
 impl Unary for Silu {

@@ -64,6 +64,7 @@ fn phi(x: f64) -> f64 {
 
 fn reference(act: Activation, x: f64) -> f64 {
     match act {
+        Activation::Identity => x,
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::Gelu => x * phi(x),
         Activation::GeluTanh => {
