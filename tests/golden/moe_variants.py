@@ -8,6 +8,9 @@ def corrected(t):
     g = torch.Generator().manual_seed(5)
     return {k: 0.3 * torch.randn(v.shape, generator=g) if k.endswith("e_score_correction_bias") else v for k, v in t.items()}
 
+def expert_biased(t):
+    return {k.replace("e_score_correction_bias", "expert_bias"): v for k, v in corrected({k.replace("expert_bias", "e_score_correction_bias"): v for k, v in t.items()}).items()}
+
 def stacked(t):
     """Experts as transformers 5 has them in memory: one stack for gates and what they open, one for the way down."""
     import re, torch
@@ -60,6 +63,7 @@ CASES = {
     "minimax-m2-legacy": case("minimax_m2", s(**LOCAL, head_dim=16, rope_parameters=rope("default", rope_theta=5e6, partial_rotary_factor=0.75)), tensors=corrected, legacy_config=True, edit=dict(rotary_dim=12, rope_theta=5e6, use_qk_norm=True)),
     "llama4": case("llama4_text", s(**LLAMA4, interleave_moe_layer_step=2), prompt_len=40),
     "llama4-two": case("llama4_text", s(**{**LLAMA4, "num_hidden_layers": 3, "attention_chunk_size": 7}, num_experts_per_tok=2, use_qk_norm=False, no_rope_layers=[1, 0, 1], floor_scale=8, attn_scale=0.3, attention_bias=True), prompt_len=32, drop=["layer_types"]),
+    "lfm2-moe": case("lfm2_moe", s(num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], num_dense_layers=1, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=16, routed_scaling_factor=1.5), tensors=expert_biased),
     # For MLX: rows of whole groups.
     "base-qwen3-moe": case("qwen3_moe", {**s(**{**MOE, "moe_intermediate_size": 32}, head_dim=16), "hidden_size": 64, "intermediate_size": 64}, legacy_config=True, edit=dict(num_experts=6, rope_theta=1e4), drop=["num_local_experts"]),
 }
