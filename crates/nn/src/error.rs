@@ -289,14 +289,6 @@ pub enum Error {
         /// `quant_method`.
         method: String,
     },
-    /// A matrix that another library quantized, the parts of which do not fit each other.
-    #[error("{name}: {what}")]
-    ForeignQuantization {
-        /// Path of the module.
-        name: String,
-        /// What is wrong.
-        what: String,
-    },
     /// A quantized matrix whose codes, scales and biases do not belong together.
     #[error("{name}: codes {codes:?}, scales {scales:?} and biases {biases:?} are no {wanted}")]
     QuantizationShape {

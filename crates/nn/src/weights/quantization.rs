@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use rillm_quant::{FloatType, Format};
 use serde_json::{Map, Value};
 
-use super::foreign::Foreign;
 use crate::{Error, Result};
 
 /// `quantization` of a config.json, as MLX writes it: defaults and a map from module paths to settings.
@@ -16,7 +15,6 @@ use crate::{Error, Result};
 pub struct Quantization {
     default: Option<Setting>,
     modules: HashMap<String, Option<Setting>>,
-    foreign: Option<Foreign>,
 }
 
 /// Parameters of one quantized matrix.
@@ -80,10 +78,7 @@ impl Quantization {
         match map.get("quant_method").and_then(Value::as_str) {
             // gpt-oss: its families know the names of its blocks.
             Some("mxfp4") => return Ok(Self::default()),
-            Some(method) => {
-                let foreign = Some(Foreign::of(method, map)?);
-                return Ok(Self { foreign, ..Self::default() });
-            }
+            Some(method) => return Err(Error::QuantizationMethod { method: method.to_owned() }),
             None => {}
         }
         let mut modules = HashMap::new();
@@ -96,12 +91,7 @@ impl Quantization {
                 _ => continue,
             };
         }
-        Ok(Self { default: Some(default), modules, foreign: None })
-    }
-
-    /// How another library quantized the checkpoint, if one did.
-    pub(super) fn foreign(&self) -> Option<Foreign> {
-        self.foreign
+        Ok(Self { default: Some(default), modules })
     }
 
     pub(super) fn decide(&self, path: &str) -> Decision {
@@ -240,12 +230,8 @@ mod tests {
         let copy = json!({"quantization_config": {"group_size": 64, "bits": 8, "x": false}});
         assert_eq!(Quantization::from_config(&copy).unwrap().decide("x"), Decision::Dense);
         let gptq = json!({"quantization_config": {"quant_method": "gptq", "bits": 4}});
-        let gptq = Quantization::from_config(&gptq).unwrap().foreign();
-        assert_eq!(gptq, Some(Foreign::Gptq { bits: 4, offset: 1 }));
-        for other in [json!({"quant_method": "hqq"}), json!({"quant_method": "gptq", "bits": 5})] {
-            let e = Quantization::from_config(&json!({"quantization_config": other})).unwrap_err();
-            assert!(matches!(e, Error::QuantizationMethod { .. }), "{e}");
-        }
+        let e = Quantization::from_config(&gptq).unwrap_err();
+        assert!(matches!(e, Error::QuantizationMethod { method } if method == "gptq"));
         let both = json!({"quantization": {"bits": 8}, "quantization_config": {"quant_method": "gptq"}});
         assert_eq!(Quantization::from_config(&both).unwrap().default, Some(affine(8, 64)));
     }

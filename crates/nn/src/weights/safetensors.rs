@@ -11,7 +11,6 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::WeightSource;
-use super::foreign::{Foreign, Part};
 use super::map::Bytes;
 use super::quantization::{Decision, Mode, Parts, Quantization, Setting};
 use crate::{Error, Result};
@@ -256,22 +255,7 @@ impl Safetensors {
         }
     }
 
-    /// The matrix of module `path` as another library quantized it.
-    fn foreign(&self, path: &str) -> Result<Option<RawTensor<'_>>> {
-        let Some(foreign) = self.quantization.foreign() else { return Ok(None) };
-        foreign.read(path, &|part| {
-            let entry = self.tensors.get(&format!("{path}.{part}"))?;
-            let bytes = &self.files[entry.file].bytes[entry.range.clone()];
-            Some(Part { dtype: entry.dtype.name(), shape: &entry.shape, bytes })
-        })
-    }
-
     fn find(&self, name: &str, cols: Option<usize>) -> Result<Option<RawTensor<'_>>> {
-        if let Some(path) = name.strip_suffix(".weight")
-            && let Some(raw) = self.foreign(path)?
-        {
-            return Ok(Some(raw));
-        }
         let Some(entry) = self.tensors.get(name) else { return self.blocks(name) };
         let Some(path) = name.strip_suffix(".weight") else {
             return self.dense(name, entry).map(Some);
@@ -339,11 +323,7 @@ impl WeightSource for Safetensors {
             Some(matrix) if self.is_blocks(matrix) => Some(matrix.to_owned()),
             _ => Some(name.clone()).filter(|name| !self.is_part(name)),
         };
-        let names = self.tensors.keys().filter_map(whole);
-        match self.quantization.foreign() {
-            Some(_) => names.filter_map(|name| Foreign::whole(&name)).collect(),
-            None => names.collect(),
-        }
+        self.tensors.keys().filter_map(whole).collect()
     }
 }
 
@@ -445,22 +425,14 @@ impl Dtype {
     }
 }
 
-impl Dtype {
-    fn name(&self) -> &str {
-        match self {
-            Self::Float(FloatType::F32) => "F32",
-            Self::Float(FloatType::F16) => "F16",
-            Self::Float(FloatType::BF16) => "BF16",
-            Self::U32 => "U32",
-            Self::U8 => "U8",
-            Self::Other(name) => name,
-        }
-    }
-}
-
 impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        match self {
+            Self::Float(t) => write!(f, "{t:?}"),
+            Self::U32 => f.write_str("U32"),
+            Self::U8 => f.write_str("U8"),
+            Self::Other(name) => f.write_str(name),
+        }
     }
 }
 
