@@ -27,6 +27,21 @@ def stacked(t):
         out[f"{p}.down_proj"] = torch.stack([e[i, "down"] for i in range(n)])
     return out
 
+def as_mxfp4(t):
+    """gpt-oss as on the hub: experts in groups of 32 of E2M1, `[experts, out, in / 32, 16]` bytes, and E8M0 scales."""
+    import torch
+    lut = torch.tensor([0, .5, 1, 1.5, 2, 3, 4, 6, -0., -.5, -1, -1.5, -2, -3, -4, -6])
+    out = {}
+    for k, v in t.items():
+        if not k.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            out[k] = v
+            continue
+        groups = v.float().transpose(1, 2).unflatten(-1, (-1, 32))
+        e = (groups.abs().amax(-1) / 6).log2().ceil().clamp(-100, 100)
+        q = (groups.unsqueeze(-1) / 2 ** e[..., None, None] - lut).abs().argmin(-1).to(torch.uint8).unflatten(-1, (16, 2))
+        out[k + "_blocks"], out[k + "_scales"] = q[..., 0] | q[..., 1] << 4, (e + 127).to(torch.uint8)
+    return out
+
 TWO = dict(num_hidden_layers=2)
 MOE = dict(TWO, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24)
 LOCAL = dict(TWO, num_local_experts=4, num_experts_per_tok=2)
@@ -48,6 +63,7 @@ CASES = {
     "phimoe-longrope": case("phimoe", s(**LOCAL, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=128, rope_parameters=longrope(original_max_position_embeddings=32, short_mscale=1.2, long_mscale=1.2)), prompt_len=20),
     "granitemoe": case("granitemoe", s(**{**LOCAL, "num_experts_per_tok": 3}, embedding_multiplier=4.0, logits_scaling=3.0, residual_multiplier=0.4, attention_multiplier=0.2, tie_word_embeddings=True)),
     "gpt-oss-limit": case("gpt_oss", s(**LOCAL, head_dim=16, sliding_window=8, swiglu_limit=1.5, attention_bias=False, tie_word_embeddings=True, layer_types=["full_attention", "sliding_attention"]), prompt_len=32),
+    "gpt-oss-mxfp4": case("gpt_oss", s(**LOCAL, head_dim=16, sliding_window=8), tensors=as_mxfp4, edit=dict(quantization_config=dict(quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]))),
     "deepseek-v3-groups": case("deepseek_v3", s(**MLA, q_lora_rank=20, n_group=4, topk_group=2, n_shared_experts=2, first_k_dense_replace=1, rope_parameters=YARN, attention_bias=True), tensors=corrected),
     "deepseek-v3-halves": case("deepseek_v3", s(**MLA, q_lora_rank=None, n_group=1, topk_group=1, n_shared_experts=1, first_k_dense_replace=2, rope_interleave=False, norm_topk_prob=False, routed_scaling_factor=1.7, tie_word_embeddings=True), tensors=corrected, legacy_config=True, edit=dict(num_nextn_predict_layers=1)),
     "deepseek-v3-stacked": case("deepseek_v3", s(**{**MLA, "num_hidden_layers": 2}, q_lora_rank=20, n_group=2, topk_group=1, n_shared_experts=1, first_k_dense_replace=0), tensors=stacked),
