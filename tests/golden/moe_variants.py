@@ -67,6 +67,7 @@ CASES = {
     "deepseek-v3-groups": case("deepseek_v3", s(**MLA, q_lora_rank=20, n_group=4, topk_group=2, n_shared_experts=2, first_k_dense_replace=1, rope_parameters=YARN, attention_bias=True), tensors=corrected),
     "deepseek-v3-halves": case("deepseek_v3", s(**MLA, q_lora_rank=None, n_group=1, topk_group=1, n_shared_experts=1, first_k_dense_replace=2, rope_interleave=False, norm_topk_prob=False, routed_scaling_factor=1.7, tie_word_embeddings=True), tensors=corrected, legacy_config=True, edit=dict(num_nextn_predict_layers=1)),
     "deepseek-v3-stacked": case("deepseek_v3", s(**{**MLA, "num_hidden_layers": 2}, q_lora_rank=20, n_group=2, topk_group=1, n_shared_experts=1, first_k_dense_replace=0), tensors=stacked),
+    "kimi-k2": case("deepseek_v3", s(**{**MLA, "num_hidden_layers": 2}, q_lora_rank=20, n_group=1, topk_group=1, n_shared_experts=1, first_k_dense_replace=1), tensors=corrected, afterwards=dict(model_type="kimi_k2")),
     "deepseek-v2": case("deepseek_v2", s(**MLA, q_lora_rank=20, n_shared_experts=2, first_k_dense_replace=1, topk_method="group_limited_greedy", n_group=4, topk_group=2, routed_scaling_factor=2.0, rope_parameters=YARN)),
     "deepseek-v2-greedy": case("deepseek_v2", s(**{**MLA, "num_hidden_layers": 2}, q_lora_rank=None, n_shared_experts=1, mlp_bias=False, attention_bias=True), legacy_config=True),
     "glm4-moe": case("glm4_moe", s(**ROUTED, head_dim=16, n_group=2, topk_group=1, use_qk_norm=True, attention_bias=True, routed_scaling_factor=1.5), tensors=corrected),
