@@ -152,7 +152,8 @@ impl<B: Experts> Shared<B> {
     fn load(w: &Weights<'_, B>, spec: &MoeSpec, shared: SharedSpec) -> Result<Self> {
         let (hidden, bias) = (shared.hidden, shared.bias);
         // Its gate is a plain one, whatever the experts' is.
-        let mlp = MlpSpec { kind: MlpKind::Gated, dim: spec.dim, hidden, act: spec.act, bias, gate_factor: None };
+        let mlp =
+            MlpSpec { kind: MlpKind::Gated, dim: spec.dim, hidden, act: spec.act, bias, gate_factor: None };
         Ok(Self {
             mlp: Mlp::load(&w.at("shared_experts"), mlp)?,
             gate: match shared.gate {

@@ -31,6 +31,7 @@ mod hunyuan_v1_dense;
 mod internlm3;
 mod jamba;
 mod lfm2;
+mod lfm2_moe;
 mod llama;
 mod llama4_text;
 mod mamba;
@@ -101,6 +102,7 @@ pub(crate) const ALL: &[DecoderFamily] = &[
     internlm3::FAMILY,
     jamba::FAMILY,
     lfm2::FAMILY,
+    lfm2_moe::FAMILY,
     llama::FAMILY,
     llama4_text::FAMILY,
     mamba::FAMILY,

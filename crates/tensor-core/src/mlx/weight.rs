@@ -165,7 +165,7 @@ pub(super) fn dims(matrices: &[Matrix]) -> [usize; 2] {
 
 /// `arrays` of one shape behind each other, computed now, so that they can go.
 fn joined(arrays: &[&Array]) -> Result<Array> {
-    let all = mlx_rs::ops::stack_axis(arrays, 0).map_err(exception)?;
+    let all = mlx_rs::ops::stack(arrays, 0).map_err(exception)?;
     all.eval().map_err(exception)?;
     Ok(all)
 }
@@ -254,17 +254,23 @@ impl Matrix {
         }
     }
 
+    fn dense(&self) -> Option<&Array> {
+        match &self.values {
+            Values::Dense(w) => Some(w),
+            Values::Quantized(_) => None,
+        }
+    }
+
+    fn groups(&self) -> Option<&Groups> {
+        match &self.values {
+            Values::Quantized(groups) => Some(groups),
+            Values::Dense(_) => None,
+        }
+    }
+
     /// One of `all`, each array with their number first. Formats must not differ.
     fn stack(all: &[&Self]) -> Result<Self> {
         let first = all[0];
-        let dense = |m: &&&Self| match &m.values {
-            Values::Dense(w) => Some(w),
-            Values::Quantized(_) => None,
-        };
-        let groups = |m: &&&Self| match &m.values {
-            Values::Quantized(g) => Some(g),
-            Values::Dense(_) => None,
-        };
         let differ = || super::error("experts of different formats".to_owned());
         let same = |g: &Groups, other: &Groups| {
             g.scheme == other.scheme
@@ -273,14 +279,14 @@ impl Matrix {
         };
         let values = match &first.values {
             Values::Dense(_) => {
-                let arrays: Vec<&Array> = all.iter().filter_map(|m| dense(&m)).collect();
+                let arrays: Vec<&Array> = all.iter().filter_map(|m| m.dense()).collect();
                 if arrays.len() < all.len() {
                     return Err(differ());
                 }
                 Values::Dense(joined(&arrays)?)
             }
             Values::Quantized(g) => {
-                let parts: Vec<&Groups> = all.iter().filter_map(|m| groups(&m)).collect();
+                let parts: Vec<&Groups> = all.iter().filter_map(|m| m.groups()).collect();
                 if parts.len() < all.len() || !parts.iter().all(|other| same(g, other)) {
                     return Err(differ());
                 }
