@@ -77,8 +77,8 @@ impl Long {
         softcap: None,
     };
 
-    /// Appends `t` positions from `at` on. Where `attends`, one attends to all.
-    fn append(&mut self, at: usize, t: usize, attends: bool) {
+    /// Appends `t` positions from `at` on. Returns the queries, as they were projected, and the batch.
+    fn append(&mut self, at: usize, t: usize) -> (MlxTensor, Batch) {
         let (be, width) = (&self.be, KV_HEADS * HEAD);
         let mut batch = Batch::default();
         batch.reset(Self::SLOTS);
@@ -89,16 +89,24 @@ impl Long {
         let keys = Keys { x: &k, rope: Some((&self.rope, &batch)) };
         be.write_keys(&mut self.cache[0], at, keys, 0..t).unwrap();
         be.write_rows(&mut self.cache[1], at, &v, 0..t).unwrap();
-        if !attends {
-            be.evaluate(&[&self.cache[0], &self.cache[1]]).unwrap();
-            return;
-        }
-        let q = be.rope(q, &self.rope, &batch).unwrap();
+        (q, batch)
+    }
+
+    /// Appends positions and computes that.
+    fn write(&mut self, at: usize, t: usize) {
+        self.append(at, t);
+        self.be.evaluate(&[&self.cache[0], &self.cache[1]]).unwrap();
+    }
+
+    /// Appends a position that attends to all.
+    fn attend(&mut self, at: usize) {
+        let (q, batch) = self.append(at, 1);
+        let q = self.be.rope(q, &self.rope, &batch).unwrap();
         let [k, v] = &self.cache;
         let layout = KvLayout { len: at + 1, keep: 0, ring: Self::SLOTS };
         let span = AttnSpan { rows: 0..1, k, v, layout, sink: 0, window: None };
-        let y = be.attention(&q, &[span], &Self::P).unwrap();
-        be.evaluate(&[&y]).unwrap();
+        let y = self.be.attention(&q, &[span], &Self::P).unwrap();
+        self.be.evaluate(&[&y]).unwrap();
     }
 }
 
@@ -122,15 +130,16 @@ fn a_long_cache_is_not_copied() {
     let buffer = be.tensor_bytes(&cache[0]);
     let mut long = Long { be, table, qkv, rope, cache };
     let first = Long::SLOTS - 256;
-    (0..first).step_by(512).for_each(|at| long.append(at, 512.min(first - at), false));
+    (0..first).step_by(512).for_each(|at| long.write(at, 512.min(first - at)));
     // The first step after a prompt may take memory of its own.
-    long.append(first, 1, gpu);
+    let mut step = |at| if gpu { long.attend(at) } else { long.write(at, 1) };
+    step(first);
     Mlx::reset_peak_memory().unwrap();
     let before = Mlx::memory().unwrap();
     let started = Instant::now();
-    (first + 1..Long::SLOTS).for_each(|at| long.append(at, 1, gpu));
-    let step = started.elapsed().as_secs_f64() / 255.0;
+    (first + 1..Long::SLOTS).for_each(&mut step);
+    let took = started.elapsed().as_secs_f64() / 255.0;
     let extra = Mlx::memory().unwrap().peak.saturating_sub(before.active);
-    println!("{:.0} us a step, {buffer} bytes of keys, {extra} more at most", step * 1e6);
+    println!("{:.0} us a step, {buffer} bytes of keys, {extra} more at most", took * 1e6);
     assert!(extra < buffer / 8, "{extra} bytes beside a buffer of {buffer}");
 }
