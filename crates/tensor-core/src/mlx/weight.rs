@@ -195,10 +195,9 @@ impl Matrix {
         let plain = |w: &Array| x.matmul(w.transpose().map_err(exception)?).map_err(exception);
         match &self.values {
             Values::Dense(w) => plain(w),
-            // MLX 0.32's kernel for several rows of f32 asks for more shared memory than it has been granted.
-            Values::Quantized(w)
-                if on == On::Cuda && w.scheme.group >= 128 && x.dtype() == Dtype::Float32 && x.dim(0) > 1 =>
-            {
+            // MLX 0.32's kernels for several rows of f32 are compiled for half a minute for each format, and ask for more
+            // shared memory than they were granted where groups have 128 values.
+            Values::Quantized(w) if on == On::Cuda && x.dtype() == Dtype::Float32 && x.dim(0) > 1 => {
                 scaled(plain(&raw::dequantize(w.view(), dtype)?)?, w.factor, dtype)
             }
             Values::Quantized(w) => scaled(raw::quantized_matmul(x, w.view())?, w.factor, dtype),
