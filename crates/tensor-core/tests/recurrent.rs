@@ -419,7 +419,8 @@ fn suite<B: Recurrent>(be: &B) {
 fn heads_by_matrices<B: Recurrent>(be: &B, random: &mut Random) {
     for (t, heads, n, m) in [(1, 1, 1, 1), (5, 3, 7, 5), (40, 2, 64, 70)] {
         let [x, w, bias] = [t * heads * n, heads * n * m, heads * m].map(|n| random.values(n, 1.0));
-        let wanted = wide(&x, heads * n).iter().map(|x| {
+        let rows = wide(&x, heads * n);
+        let wanted = rows.iter().map(|x| {
             let of = |j: usize| -> f64 {
                 let h = j / m * n;
                 let sum: f64 = (0..n).map(|i| x[h + i] * f64::from(w[(h + i) * m + j % m])).sum();

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use mlx_rs::{Array, Dtype};
 use rillm_quant::{FloatType, Format, RawTensor, encode, pack_codes};
 
+use super::builder::On;
 use super::raw::{self, Quantized, Scheme};
 use super::{dim, exception, shape};
 use crate::Result;
@@ -247,9 +248,15 @@ impl Matrix {
     }
 
     /// `x @ selfᵀ`, `[t, rows]`.
-    pub(super) fn multiply(&self, x: &Array, dtype: Dtype) -> Result<Array> {
+    pub(super) fn multiply(&self, x: &Array, dtype: Dtype, on: On) -> Result<Array> {
+        let plain = |w: &Array| x.matmul(w.transpose().map_err(exception)?).map_err(exception);
         match &self.values {
-            Values::Dense(w) => x.matmul(w.transpose().map_err(exception)?).map_err(exception),
+            Values::Dense(w) => plain(w),
+            // MLX 0.32's kernels for several rows of f32 are compiled for half a minute for each format, and ask for more
+            // shared memory than they were granted where groups have 128 values.
+            Values::Quantized(w) if on == On::Cuda && x.dtype() == Dtype::Float32 && x.dim(0) > 1 => {
+                scaled(plain(&raw::dequantize(w.view(), dtype)?)?, w.factor, dtype)
+            }
             Values::Quantized(w) => scaled(raw::quantized_matmul(x, w.view())?, w.factor, dtype),
         }
     }
