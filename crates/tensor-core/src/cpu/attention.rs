@@ -268,29 +268,47 @@ impl<'a> Work<'a> {
                     let within = |x: usize| x.clamp(block, block + BLOCK) - block;
                     *seen = Seen { lo: within(of.start), hi: within(of.end) };
                 }
-                self.load(task, tile, block, lo.max(block)..hi.min(block + BLOCK));
-                let strips = self.ctx.kernels.tiles.as_ref().map(|t| t.strips);
-                (self.ctx.kernels.attention.block)(tile, &seen[..queries.len()], scoring, strips);
+                let positions = lo.max(block)..hi.min(block + BLOCK);
+                let (kernels, seen) = (&self.ctx.kernels, &seen[..queries.len()]);
+                if tile.reads_cached(self.p.head_dim) && Self::in_a_row(task, &positions) {
+                    let cached = [span.k, span.v].map(|data| self.cached(task, data, positions.start));
+                    (kernels.attention.cached_block)(tile, seen, scoring, cached);
+                } else {
+                    self.load(task, tile, block, positions);
+                    let strips = kernels.tiles.as_ref().map(|t| t.strips);
+                    (kernels.attention.block)(tile, seen, scoring, strips);
+                }
                 block += BLOCK;
             }
         }
     }
 
+    /// Up to which position those from `from` on lie in consecutive slots: the end of the kept ones, or of the ring.
+    fn run_end(layout: &KvLayout, from: usize) -> usize {
+        if from < layout.keep { layout.keep } else { from + (layout.keep + layout.ring - layout.slot(from)) }
+    }
+
+    /// Whether `positions` lie in consecutive slots.
+    fn in_a_row(task: &Task<'_>, positions: &Range<usize>) -> bool {
+        Self::run_end(&task.span.layout, positions.start) >= positions.end
+    }
+
+    /// The task's head in `data` from `position` on.
+    fn cached<'d>(&self, task: &Task<'_>, data: KvData<'d>, position: usize) -> CachedHead<'d> {
+        let stride = self.p.kv_dim();
+        let at = task.span.layout.slot(position) * stride + task.kv_head * self.p.head_dim;
+        CachedHead { data, at, stride, head_dim: self.p.head_dim }
+    }
+
     /// Loads the keys and values at `positions` into the block that begins at `block`.
     fn load(&self, task: &Task<'_>, tile: &mut Tile<'_>, block: usize, positions: Range<usize>) {
-        let (layout, width, stride) = (&task.span.layout, tile.width(), self.p.kv_dim());
+        let (layout, width) = (&task.span.layout, tile.width());
         let mut from = positions.start;
         while from < positions.end {
-            let slot = layout.slot(from);
-            // Positions lie in consecutive slots up to the end of the kept ones, or of the ring.
-            let end =
-                if from < layout.keep { layout.keep } else { from + (layout.keep + layout.ring - slot) };
-            let end = end.min(positions.end);
-            let at = slot * stride + task.kv_head * self.p.head_dim;
+            let end = Self::run_end(layout, from).min(positions.end);
             let rows = (from - block) * width..(end - block) * width;
-            let head = |data| CachedHead { data, at, stride, head_dim: self.p.head_dim };
-            (self.ctx.kernels.attention.load)(head(task.span.k), &mut tile.k[rows.clone()]);
-            (self.ctx.kernels.attention.load)(head(task.span.v), &mut tile.v[rows]);
+            (self.ctx.kernels.attention.load)(self.cached(task, task.span.k, from), &mut tile.k[rows.clone()]);
+            (self.ctx.kernels.attention.load)(self.cached(task, task.span.v, from), &mut tile.v[rows]);
             from = end;
         }
     }
