@@ -297,7 +297,10 @@ impl<'a> Work<'a> {
     fn cached<'d>(&self, task: &Task<'_>, data: KvData<'d>, position: usize) -> CachedHead<'d> {
         let stride = self.p.kv_dim();
         let at = task.span.layout.slot(position) * stride + task.kv_head * self.p.head_dim;
-        CachedHead { data, at, stride, head_dim: self.p.head_dim }
+        // Heads go from the last to the first.
+        let own = task.kv_head * self.p.head_dim..(task.kv_head + 1) * self.p.head_dim;
+        let fetched = if task.kv_head + 1 == self.p.kv_heads { [0, stride] } else { [own.start, own.end] };
+        CachedHead { data, at, stride, head_dim: self.p.head_dim, fetched }
     }
 
     /// Loads the keys and values at `positions` into the block that begins at `block`.
@@ -307,7 +310,10 @@ impl<'a> Work<'a> {
         while from < positions.end {
             let end = Self::run_end(layout, from).min(positions.end);
             let rows = (from - block) * width..(end - block) * width;
-            (self.ctx.kernels.attention.load)(self.cached(task, task.span.k, from), &mut tile.k[rows.clone()]);
+            (self.ctx.kernels.attention.load)(
+                self.cached(task, task.span.k, from),
+                &mut tile.k[rows.clone()],
+            );
             (self.ctx.kernels.attention.load)(self.cached(task, task.span.v, from), &mut tile.v[rows]);
             from = end;
         }

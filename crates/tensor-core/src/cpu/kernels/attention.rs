@@ -82,6 +82,8 @@ pub(crate) struct CachedHead<'a> {
     pub stride: usize,
     /// Values of a head.
     pub head_dim: usize,
+    /// Values of each row that are asked for ahead: this head's, or all in one go for the heads that follow.
+    pub fetched: [usize; 2],
 }
 
 /// What multiplies for [`Form::Tiled`].
@@ -271,7 +273,8 @@ fn block<V: Vector>(tile: &mut Tile<'_>, seen: &[Seen], scoring: Scoring, multip
     // SAFETY: the table of `V` was handed out after detection; a tile's slices have the sizes that `new` gave
     // them, and no query sees keys past the block.
     unsafe {
-        let [k, v] = [&tile.k, &tile.v].map(|x| Keys { first: x.as_ptr(), stride: tile.width, ahead: 0 });
+        let [k, v] =
+            [&tile.k, &tile.v].map(|x| Keys { first: x.as_ptr(), stride: tile.width, ahead: (0, 0) });
         if tile.by_columns() {
             V::call(ScoreColumns { tile: &mut *tile, lo, hi });
             V::call(SoftmaxColumns::<false> { tile: &mut *tile, seen, scoring });
@@ -289,8 +292,8 @@ struct Keys<T> {
     first: *const T,
     /// Values from one to the next.
     stride: usize,
-    /// Positions between the one that is read and the one that is asked for, 0 for none.
-    ahead: usize,
+    /// What is asked for: bytes from `first` on, and how many.
+    ahead: (isize, usize),
 }
 
 impl<T> Clone for Keys<T> {
@@ -331,7 +334,10 @@ fn cached_block<V: Vector>(
 fn cached_keys<T>(data: &[T], cached: &CachedHead<'_>, [lo, hi]: [usize; 2]) -> Keys<T> {
     assert!(cached.at + (hi - lo - 1) * cached.stride + cached.head_dim <= data.len());
     let first = data.as_ptr().wrapping_add(cached.at).wrapping_sub(lo * cached.stride);
-    Keys { first, stride: cached.stride, ahead: BLOCK }
+    let [from, to] = cached.fetched;
+    let start = from as isize - (cached.at % cached.stride) as isize + (BLOCK * cached.stride) as isize;
+    let size = size_of::<T>();
+    Keys { first, stride: cached.stride, ahead: (start * size as isize, (to - from) * size) }
 }
 
 /// Takes a block into a tile row by row.
@@ -385,11 +391,6 @@ fn finish<V: Vector>(o: &[f32], l: f32, out: &mut [f32]) {
     }
     // SAFETY: the table of `V` was handed out after detection.
     unsafe { V::call(Finish { o, l, out }) }
-}
-
-/// Whether there are 32 registers of a whole vector each, as with AVX-512: room for more sums.
-const fn is_wide<V: Vector>() -> bool {
-    align_of::<V::F>() == 4 * LANES
 }
 
 /// A product as a score.

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use rillm_quant::FloatType;
 
 use super::panel::{INT8_BYTES, Panel};
-use super::vector::{Kernel, LANES, Vector};
+use super::vector::{Kernel, LANES, Vector, is_wide};
 use crate::cpu::packed::{Codes, E2M1_TABLE, Layout, Meta, SUB_SCALE_OFFSET, SUPER_UNITS, UNIT};
 
 /// Tokens of the largest panel.
@@ -394,7 +394,13 @@ unsafe fn each<V: Vector, P: Product, const T: usize>(tile: Tile<'_>) {
         for (x, out) in x.chunks_exact(panel_bytes).zip(&mut results) {
             // SAFETY: this function's contract.
             unsafe {
-                V::call(One::<P, T> { block: block.as_ptr(), layout, x: x.as_ptr(), out, product: PhantomData });
+                V::call(One::<P, T> {
+                    block: block.as_ptr(),
+                    layout,
+                    x: x.as_ptr(),
+                    out,
+                    product: PhantomData,
+                });
             }
         }
     }
@@ -510,46 +516,67 @@ impl<E: Elements> Product for Exact<E> {
     #[inline(always)]
     #[expect(unsafe_op_in_unsafe_fn, reason = "Product's contract: sizes are those of the layout")]
     unsafe fn of<V: Vector, const T: usize>(block: *const u8, layout: &Layout, x: *const u8) -> [V::F; T] {
-        let (meta_bytes, group_units) = (layout.meta_bytes(), layout.group_units());
-        let zero = V::splat(layout.zero.unwrap_or(0.0));
-        let mut acc = [[V::splat(0.0); 4]; T];
-        let (mut w, mut x) = (block, x.cast::<f32>());
-        for _ in 0..layout.units / group_units {
-            let start = w;
-            let mut scales = scales::<V, E>(start, layout, 0);
-            w = w.add(meta_bytes);
-            for u in 0..group_units {
-                if E::SUPER {
-                    scales = self::scales::<V, E>(start, layout, u);
-                }
-                if layout.zero.is_some() {
-                    // Subtracted from the codes instead, which rounds once.
-                    scales.bias = [V::splat(0.0); 2];
-                }
-                for i in 0..QUADS {
-                    let [scale, bias] = [scales.scale[i / (QUADS / 2)], scales.bias[i / (QUADS / 2)]];
-                    let values = E::values::<V>(w, i);
-                    for j in 0..4 {
-                        let value = if E::SCALED {
-                            V::add(V::mul(scale, V::sub(values[j], zero)), bias)
-                        } else {
-                            values[j]
-                        };
-                        for (t, acc) in acc.iter_mut().enumerate() {
-                            let x = V::splat(x.add((i * 4 + j) * T + t).read_unaligned());
-                            acc[j] = V::fma(value, x, acc[j]);
-                        }
+        let x = x.cast::<f32>();
+        if is_wide::<V>() || E::SCALED {
+            return exact_sums::<V, E, T>(block, layout, x, T);
+        }
+        // The sums of all tokens would go through memory; plain values are widened again in less time.
+        let mut sums = [V::splat(0.0); T];
+        for (t, sum) in sums.iter_mut().enumerate() {
+            [*sum] = exact_sums::<V, E, 1>(block, layout, x.add(t), T);
+        }
+        sums
+    }
+}
+
+/// The results of `N` of the `slots` tokens of a panel, the first of them at `x`.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Product's contract, handed on")]
+unsafe fn exact_sums<V: Vector, E: Elements, const N: usize>(
+    block: *const u8,
+    layout: &Layout,
+    x: *const f32,
+    slots: usize,
+) -> [V::F; N] {
+    let (meta_bytes, group_units) = (layout.meta_bytes(), layout.group_units());
+    let zero = V::splat(layout.zero.unwrap_or(0.0));
+    let mut acc = [[V::splat(0.0); 4]; N];
+    let (mut w, mut x) = (block, x);
+    for _ in 0..layout.units / group_units {
+        let start = w;
+        let mut scales = scales::<V, E>(start, layout, 0);
+        w = w.add(meta_bytes);
+        for u in 0..group_units {
+            if E::SUPER {
+                scales = self::scales::<V, E>(start, layout, u);
+            }
+            if layout.zero.is_some() {
+                // Subtracted from the codes instead, which rounds once.
+                scales.bias = [V::splat(0.0); 2];
+            }
+            for i in 0..QUADS {
+                let [scale, bias] = [scales.scale[i / (QUADS / 2)], scales.bias[i / (QUADS / 2)]];
+                let values = E::values::<V>(w, i);
+                for j in 0..4 {
+                    let value = if E::SCALED {
+                        V::add(V::mul(scale, V::sub(values[j], zero)), bias)
+                    } else {
+                        values[j]
+                    };
+                    for (t, acc) in acc.iter_mut().enumerate() {
+                        let x = V::splat(x.add((i * 4 + j) * slots + t).read_unaligned());
+                        acc[j] = V::fma(value, x, acc[j]);
                     }
                 }
-                for line in 0..E::BYTES / 64 {
-                    V::prefetch(w.wrapping_add(AHEAD + line * 64));
-                }
-                w = w.add(E::BYTES);
-                x = x.add(T * UNIT);
             }
+            for line in 0..E::BYTES / 64 {
+                V::prefetch(w.wrapping_add(AHEAD + line * 64));
+            }
+            w = w.add(E::BYTES);
+            x = x.add(slots * UNIT);
         }
-        sums_of_four::<V, T>(acc)
     }
+    sums_of_four::<V, N>(acc)
 }
 
 #[inline(always)]
@@ -591,7 +618,8 @@ impl Product for Pairs {
 /// Safe only as an entry of [`Kernels`](super::Kernels), which is handed out after detection.
 pub(super) fn multiply<V: Vector>(tile: Tile<'_>) {
     let Layout { codes, meta, group, units, .. } = *tile.layout;
-    let [block_bytes, panel_bytes] = [tile.layout.block_bytes(), units * tile.slots * tile.panel.unit_bytes()];
+    let [block_bytes, panel_bytes] =
+        [tile.layout.block_bytes(), units * tile.slots * tile.panel.unit_bytes()];
     if block_bytes == 0 {
         return tile.out.fill([0.0; LANES]);
     }

@@ -32,7 +32,7 @@ impl Kernel for Load<'_> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let CachedHead { data, at, stride, head_dim } = self.src;
+        let CachedHead { data, at, stride, head_dim, .. } = self.src;
         let (width, whole) = (padded(head_dim), head_dim - head_dim % LANES);
         let rest = head_dim - whole;
         for (row, dst) in self.dst.chunks_exact_mut(width).enumerate() {
@@ -112,7 +112,7 @@ impl<T: Stored> Kernel for ScoreRows<'_, '_, T> {
             unsafe {
                 let dots = Dots {
                     q: tile.q.as_ptr().add(row * tile.width),
-                    k: Keys { ahead: if row == 0 { k.ahead } else { 0 }, ..k },
+                    k: Keys { ahead: if row == 0 { k.ahead } else { (0, 0) }, ..k },
                     width: tile.width,
                     s: tile.s.as_mut_ptr().add(row * BLOCK),
                 };
@@ -166,11 +166,9 @@ impl<T: Stored> Dots<T> {
                 }
             }
         }
-        if ahead > 0 {
-            for i in 0..K {
-                let next = k.wrapping_add((ahead + i) * stride);
-                prefetch::<V>(next.cast(), self.width * size_of::<T>());
-            }
+        for i in 0..K {
+            let row = k.wrapping_add(i * stride).cast::<u8>();
+            prefetch::<V>(row.wrapping_offset(ahead.0), ahead.1);
         }
         let sums = sums.as_flattened();
         let mut at = 0;

@@ -1,8 +1,8 @@
 //! Sums of weighted values: of a block into a tile, of parts into a whole.
 
 use super::rows::{Stored, prefetch};
-use super::{BLOCK, Keys, Seen, State, Tile, first, is_wide};
-use crate::cpu::kernels::vector::{Kernel, LANES, Vector};
+use super::{BLOCK, Keys, Seen, State, Tile, first};
+use crate::cpu::kernels::vector::{Kernel, LANES, Vector, is_wide};
 
 /// Weighted values into `o`.
 pub(super) struct Weigh<'t, 'a, T> {
@@ -52,12 +52,7 @@ impl<T: Stored> Kernel for Weigh<'_, '_, T> {
 /// # Safety
 /// That of [`Vector`]'s functions; rows and keys are within the tile.
 #[inline(always)]
-unsafe fn weigh<V: Vector, T: Stored>(
-    tile: &mut Tile<'_>,
-    v: Keys<T>,
-    rows: [usize; 2],
-    keys: [usize; 2],
-) {
+unsafe fn weigh<V: Vector, T: Stored>(tile: &mut Tile<'_>, v: Keys<T>, rows: [usize; 2], keys: [usize; 2]) {
     if keys[0] >= keys[1] {
         return;
     }
@@ -72,7 +67,7 @@ unsafe fn weigh<V: Vector, T: Stored>(
                 row_stride,
                 v: Keys {
                     first: v.first.wrapping_add(keys[0] * v.stride),
-                    ahead: if row == 0 { v.ahead } else { 0 },
+                    ahead: if row == 0 { v.ahead } else { (0, 0) },
                     ..v
                 },
                 keys: keys[1] - keys[0],
@@ -154,9 +149,8 @@ impl<T: Stored, const R: usize> SumRows<T, R> {
             for (i, value) in values.iter_mut().enumerate() {
                 *value = T::load::<V>(v.add(d + i * LANES));
             }
-            if ahead > 0 {
-                let next = v.wrapping_add(ahead * stride + d);
-                prefetch::<V>(next.cast(), D * LANES * size_of::<T>());
+            if d == 0 {
+                prefetch::<V>(v.cast::<u8>().wrapping_offset(ahead.0), ahead.1);
             }
             for (r, sums) in sums.iter_mut().enumerate() {
                 let weight = V::splat(*weights.add(key * key_stride + r * row_stride));
