@@ -73,8 +73,10 @@ impl Long {
         heads: KV_HEADS,
         kv_heads: KV_HEADS,
         head_dim: HEAD,
+        v_head_dim: HEAD,
         scale: 0.1,
         window: None,
+        chunk: None,
         softcap: None,
     };
 
@@ -106,7 +108,7 @@ impl Long {
         let [k, v] = &self.cache;
         let layout = KvLayout { len: at + 1, keep: 0, ring: Self::SLOTS };
         let span = AttnSpan { rows: 0..1, k, v, layout, sink: 0, window: None };
-        let y = self.be.attention(&q, &[span], &Self::P).unwrap();
+        let y = self.be.attention(&q, &[span], &Self::P, None).unwrap();
         self.be.evaluate(&[&y]).unwrap();
     }
 }

@@ -13,7 +13,10 @@ use rillm::generate::{Session, Want, Work};
 use rillm::models::Registry;
 use rillm::quant::RawTensor;
 use rillm::tensor::mlx::{Mlx, MlxDevice, MlxTensor, MlxWeight};
-use rillm::tensor::{Activation, AttnParams, AttnSpan, Backend, Batch, Ids, Input, Keys, Result, Rope};
+use rillm::tensor::{
+    Activation, AttnParams, AttnSpan, Backend, Batch, Experts, Ids, Input, Keys, Recurrent, Result, Rope,
+    Routing,
+};
 use rillm::{Loader, RandomShape};
 
 /// When MLX is asked to compute.
@@ -38,6 +41,50 @@ impl Paced {
         Ok(x)
     }
 }
+
+fn plain(input: Input<'_, Paced>) -> Input<'_, Mlx> {
+    match input {
+        Input::Rows(x) => Input::Rows(x),
+        Input::RmsNorm { x, w, eps } => Input::RmsNorm { x, w, eps },
+        Input::LayerNorm { x, w, bias, eps } => Input::LayerNorm { x, w, bias, eps },
+        Input::Gated { act, gate_up } => Input::Gated { act, gate_up },
+    }
+}
+
+/// No family of this test has experts or states.
+impl Experts for Paced {
+    type Routes = <Mlx as Experts>::Routes;
+
+    fn stack(&self, matrices: Vec<MlxWeight>) -> Result<MlxWeight> {
+        self.0.stack(matrices)
+    }
+    fn route(&self, logits: &MlxTensor, bias: Option<&MlxWeight>, how: &Routing) -> Result<Self::Routes> {
+        self.0.route(logits, bias, how)
+    }
+    fn spread(&self, x: &MlxTensor, routes: &Self::Routes) -> Result<MlxTensor> {
+        self.0.spread(x, routes)
+    }
+    fn linear_experts(
+        &self,
+        x: Input<'_, Self>,
+        w: &MlxWeight,
+        bias: Option<&MlxWeight>,
+        routes: &Self::Routes,
+    ) -> Result<MlxTensor> {
+        self.0.linear_experts(plain(x), w, bias, routes)
+    }
+    fn combine(&self, y: MlxTensor, routes: &Self::Routes, residual: Option<MlxTensor>) -> Result<MlxTensor> {
+        self.0.combine(y, routes, residual)
+    }
+    fn join_heads(&self, a: &MlxTensor, b: &MlxTensor, heads: usize) -> Result<MlxTensor> {
+        self.0.join_heads(a, b, heads)
+    }
+    fn linear_heads(&self, x: &MlxTensor, w: &MlxWeight) -> Result<MlxTensor> {
+        self.0.linear_heads(x, w)
+    }
+}
+
+impl Recurrent for Paced {}
 
 impl Backend for Paced {
     type Tensor = MlxTensor;
@@ -88,8 +135,23 @@ impl Backend for Paced {
     fn rope(&self, x: MlxTensor, rope: &Rope, batch: &Batch) -> Result<MlxTensor> {
         self.0.rope(x, rope, batch)
     }
-    fn attention(&self, q: &MlxTensor, s: &[AttnSpan<'_, MlxTensor>], p: &AttnParams) -> Result<MlxTensor> {
-        self.done(self.0.attention(q, s, p)?)
+    fn attention(
+        &self,
+        q: &MlxTensor,
+        spans: &[AttnSpan<'_, MlxTensor>],
+        p: &AttnParams,
+        sinks: Option<&MlxWeight>,
+    ) -> Result<MlxTensor> {
+        self.done(self.0.attention(q, spans, p, sinks)?)
+    }
+    fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<MlxTensor> {
+        self.0.upload(rows, cols, values)
+    }
+    fn scale_rows(&self, x: MlxTensor, factors: &[f32]) -> Result<MlxTensor> {
+        self.0.scale_rows(x, factors)
+    }
+    fn scale_cols(&self, x: MlxTensor, factors: &MlxWeight) -> Result<MlxTensor> {
+        self.0.scale_cols(x, factors)
     }
     fn activate(&self, act: Activation, x: MlxTensor) -> Result<MlxTensor> {
         self.0.activate(act, x)
@@ -125,13 +187,7 @@ impl Backend for Paced {
         bias: Option<&MlxWeight>,
         residual: Option<MlxTensor>,
     ) -> Result<MlxTensor> {
-        let input = match input {
-            Input::Rows(x) => Input::Rows(x),
-            Input::RmsNorm { x, w, eps } => Input::RmsNorm { x, w, eps },
-            Input::LayerNorm { x, w, bias, eps } => Input::LayerNorm { x, w, bias, eps },
-            Input::Gated { act, gate_up } => Input::Gated { act, gate_up },
-        };
-        self.done(self.0.project(input, w, bias, residual)?)
+        self.done(self.0.project(plain(input), w, bias, residual)?)
     }
     fn write_keys(
         &self,
