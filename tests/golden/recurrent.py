@@ -20,7 +20,6 @@ CASES = {
     "mamba": case("mamba", MAMBA),
     "mamba2": case("mamba2", {**MAMBA2, "n_groups": 1}),
     "lfm2": case("lfm2", s(num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False)),
-    "lfm2-moe": case("lfm2_moe", s(num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], num_dense_layers=1, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)),
     "granite-hybrid": case("granitemoehybrid", s(**{**GRANITE, "num_local_experts": 4, "num_experts_per_tok": 2}, position_embedding_type="rope")),
     "qwen3-next": case("qwen3_next", s(**GDN, **QWEN_MOE), legacy_config=True),
     "qwen3-5-moe": case("qwen3_5_moe_text", s(**{**GDN, "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}, **QWEN_MOE)),

@@ -262,8 +262,6 @@ impl Backend for Lazy {
     }
 }
 
-/// The default bodies, on values that are computed already.
-impl Recurrent for Lazy {}
 impl Experts for Lazy {
     type Routes = <Cpu as Experts>::Routes;
 
@@ -295,3 +293,6 @@ impl Experts for Lazy {
         self.cpu.linear_heads(x.rows(), w).map(Value::Rows)
     }
 }
+
+/// The default bodies, on values that are computed already.
+impl Recurrent for Lazy {}

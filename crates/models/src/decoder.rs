@@ -2,10 +2,10 @@
 
 use rillm_kvcache::{CacheKind, SequenceCache};
 use rillm_nn::{CausalLm, Embedding, Linear, Mixer, Norm, Pass, PerLayer, Result, Tail, Weights};
-use rillm_tensor_core::{Backend, Batch, Ids, Input};
+use rillm_tensor_core::{Backend, Batch, FullBackend, Ids, Input};
 use smallvec::SmallVec;
 
-use crate::{BranchSpec, DecoderSpec, GroupSpec, ModelBackend, NormSpec};
+use crate::{BranchSpec, DecoderSpec, GroupSpec, NormSpec};
 
 /// One branch of a residual layer.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ pub struct Decoder<B: Backend> {
     spec: DecoderSpec,
 }
 
-impl<B: ModelBackend> Decoder<B> {
+impl<B: FullBackend> Decoder<B> {
     /// Loads the parameters that `spec` calls for, under the names that Llama's checkpoints have.
     ///
     /// # Errors
@@ -116,7 +116,7 @@ impl<B: ModelBackend> Decoder<B> {
     }
 }
 
-impl<B: ModelBackend> Group<B> {
+impl<B: FullBackend> Group<B> {
     fn load(
         w: &Weights<'_, B>,
         dim: usize,
@@ -175,7 +175,7 @@ fn load_norm<B: Backend>(w: &Weights<'_, B>, dim: usize, spec: Option<NormSpec>)
     spec.map(|n| w.norm(n.name, dim, n.kind)).transpose()
 }
 
-impl<B: ModelBackend> Branch<B> {
+impl<B: FullBackend> Branch<B> {
     /// `slots` tells the layer of every cache so far.
     fn load(
         w: &Weights<'_, B>,
@@ -231,7 +231,7 @@ impl<B: ModelBackend> Branch<B> {
     }
 }
 
-impl<B: ModelBackend> CausalLm<B> for Decoder<B> {
+impl<B: FullBackend> CausalLm<B> for Decoder<B> {
     fn vocab(&self) -> usize {
         self.spec.vocab
     }

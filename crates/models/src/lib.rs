@@ -18,11 +18,6 @@ mod names;
 mod registry;
 mod spec;
 
-/// A backend with every operation that some family needs.
-pub trait ModelBackend: rillm_tensor_core::Experts + rillm_tensor_core::Recurrent {}
-
-impl<B: rillm_tensor_core::Experts + rillm_tensor_core::Recurrent> ModelBackend for B {}
-
 pub use composite::{TextPart, text_config};
 pub use config::Config;
 pub use decoder::Decoder;

@@ -3,9 +3,9 @@
 use std::fmt::Debug;
 
 use rillm_nn::{Adapted, CausalLm, WeightSource, Weights};
-use rillm_tensor_core::Backend;
+use rillm_tensor_core::{Backend, FullBackend};
 
-use crate::{Config, Decoder, DecoderSpec, Error, Layout, ModelBackend, Result, families, names};
+use crate::{Config, Decoder, DecoderSpec, Error, Layout, Result, families, names};
 
 /// Builds models of one or several `model_type`s.
 pub trait Family<B: Backend>: Debug + Send + Sync {
@@ -42,7 +42,7 @@ impl DecoderFamily {
     }
 }
 
-impl<B: ModelBackend> Family<B> for DecoderFamily {
+impl<B: FullBackend> Family<B> for DecoderFamily {
     fn model_types(&self) -> &[&'static str] {
         self.model_types
     }
@@ -77,7 +77,7 @@ pub struct Registry<B: Backend> {
     families: Vec<Box<dyn Family<B>>>,
 }
 
-impl<B: ModelBackend> Default for Registry<B> {
+impl<B: FullBackend> Default for Registry<B> {
     fn default() -> Self {
         let decoders = families::ALL.iter().map(|f| Box::new(*f) as Box<dyn Family<B>>);
         Self { families: decoders.chain(families::others()).collect() }

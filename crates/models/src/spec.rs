@@ -5,8 +5,7 @@ use rillm_nn::{
     GriffinSpec, KimiDelta, KimiDeltaSpec, Lightning, LightningSpec, Mamba, Mamba2, Mamba2Spec, MambaSpec,
     Mixer, Mla, MlaSpec, Mlp, MlpSpec, Moe, MoeSpec, NormKind, PerLayerGate, PerLayerSpec, Result, Weights,
 };
-
-use crate::ModelBackend;
+use rillm_tensor_core::FullBackend;
 
 /// A decoder: an embedding, layers in order, a norm and a head.
 #[derive(Clone, Debug)]
@@ -146,11 +145,7 @@ pub enum MixerSpec {
 
 impl MixerSpec {
     /// Loads the parameters of a mixer of layer `layer`.
-    pub(crate) fn load<B: ModelBackend>(
-        &self,
-        w: &Weights<'_, B>,
-        layer: usize,
-    ) -> Result<Box<dyn Mixer<B>>> {
+    pub(crate) fn load<B: FullBackend>(&self, w: &Weights<'_, B>, layer: usize) -> Result<Box<dyn Mixer<B>>> {
         Ok(match self {
             Self::Attention(spec) => Box::new(Attention::load(w, spec.clone())?),
             Self::Mlp(spec) => Box::new(Mlp::load(w, *spec)?),

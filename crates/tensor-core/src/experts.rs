@@ -3,7 +3,7 @@
 
 use std::fmt::Debug;
 
-use crate::{Backend, Error, Input, Result};
+use crate::{Backend, Error, Input, Recurrent, Result};
 
 /// How a row chooses its experts by the logits of a router, and what the chosen weigh.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -133,3 +133,8 @@ pub trait Experts: Backend {
     /// [`stack`](Self::stack). Returns `[t, heads * out]`.
     fn linear_heads(&self, x: &Self::Tensor, w: &Self::Weight) -> Result<Self::Tensor>;
 }
+
+/// All that models of any family ask of a backend.
+pub trait FullBackend: Experts + Recurrent {}
+
+impl<B: Experts + Recurrent> FullBackend for B {}

@@ -1,13 +1,15 @@
 //! DeepSeek V2: multi-head latent attention, experts chosen by softmax.
 
-use rillm_nn::{MlpSpec, MoeSpec};
-use rillm_tensor_core::GroupScore;
+use std::sync::Arc;
 
-use super::deepseek_v3::{Ranks, all_use, groups, ignored, latent, number_or};
+use rillm_nn::{MlaSpec, MlpSpec, MoeSpec, NormKind, RopeScaling, RotaryEmbedding};
+use rillm_tensor_core::{GroupScore, Pairing};
+
+use super::deepseek_v3::{all_use, groups, ignored, number_or};
 use super::llama::{DEFAULTS, bias, biases, follow};
 use super::mixtral::{check_choice, experts_of};
 use super::qwen3_moe::plain_layout;
-use crate::{Config, DecoderFamily, DecoderSpec, Result};
+use crate::{Config, DecoderFamily, DecoderSpec, MixerSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily =
     DecoderFamily { layout: plain_layout, ignored, ..DecoderFamily::new(&["deepseek_v2"], spec) };
@@ -41,4 +43,57 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         (i >= dense).then_some(moe)
     });
     Ok(spec)
+}
+
+/// Dimensions of latent attention where no key says.
+pub(super) struct Ranks {
+    pub q: Option<usize>,
+    pub kv: usize,
+    pub nope: usize,
+    pub rope: usize,
+    pub v: usize,
+}
+
+/// Gives every layer latent attention in place of its own.
+pub(super) fn latent(c: &Config<'_>, spec: &mut DecoderSpec, ranks: &Ranks) -> Result<()> {
+    let rope_dim = c.count_or("qk_rope_head_dim", ranks.rope)?;
+    let nope_dim = c.count_or("qk_nope_head_dim", ranks.nope)?;
+    let mut rope = c.rope(rope_dim, 10_000.0, None)?;
+    if c.flag("rope_interleave", true)? {
+        rope.pairing = Pairing::Interleaved;
+    }
+    let scale = ((nope_dim + rope_dim) as f64).powf(-0.5) * mscale(c, &rope.scaling)?;
+    let mla = MlaSpec {
+        dim: spec.dim,
+        heads: c.count("num_attention_heads")?,
+        q_lora_rank: if c.has("q_lora_rank") { c.opt_count("q_lora_rank")? } else { ranks.q },
+        kv_lora_rank: c.count_or("kv_lora_rank", ranks.kv)?,
+        nope_dim,
+        rope_dim,
+        v_head_dim: c.count_or("v_head_dim", ranks.v)?,
+        scale: scale as f32,
+        // Of the class, not of the configuration.
+        norm: NormKind::Rms { eps: 1e-6 },
+        bias: bias(c, "attention_bias")?,
+        rope: Some(Arc::new(RotaryEmbedding::new(rope))),
+    };
+    for branch in spec.branches().filter(|b| matches!(b.mixer, MixerSpec::Attention(_))) {
+        branch.mixer = MixerSpec::Mla(mla.clone());
+    }
+    Ok(())
+}
+
+/// What stretched contexts add to the factor on scores: `(0.1 m ln(factor) + 1)²` with `mscale_all_dim`.
+fn mscale(c: &Config<'_>, scaling: &RopeScaling) -> Result<f64> {
+    let p = match c.object("rope_parameters")? {
+        Some(p) => Some(p),
+        None => c.object("rope_scaling")?,
+    };
+    let all = p.map_or(Ok(0.0), |p| p.number_or("mscale_all_dim", 0.0))?;
+    let factor = match scaling {
+        RopeScaling::None => return Ok(1.0),
+        _ => p.map_or(Ok(1.0), |p| p.positive_or("factor", 1.0))?,
+    };
+    let m = if all == 0.0 || factor <= 1.0 { 1.0 } else { 0.1 * all * factor.ln() + 1.0 };
+    Ok(m * m)
 }

@@ -1,15 +1,14 @@
 //! DeepSeek V3, R1 and Kimi K2: multi-head latent attention, experts chosen from the best groups.
 
-use std::sync::Arc;
+use rillm_nn::{Bias, MoeSpec, SharedGate, SharedSpec};
+use rillm_tensor_core::{GroupScore, Groups, Score};
 
-use rillm_nn::{Bias, MlaSpec, MoeSpec, RopeScaling, RotaryEmbedding, SharedGate, SharedSpec};
-use rillm_tensor_core::{GroupScore, Groups, Pairing, Score};
-
-use super::llama::{DEFAULTS, Defaults, bias, follow};
+use super::deepseek_v2::{Ranks, latent};
+use super::llama::{DEFAULTS, Defaults, follow};
 use super::mixtral::{check_choice, experts_of};
 use super::qwen3_moe::plain_layout;
 use crate::names;
-use crate::{Config, DecoderFamily, DecoderSpec, MixerSpec, Result};
+use crate::{Config, DecoderFamily, DecoderSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily =
     DecoderFamily { layout: plain_layout, ignored, ..DecoderFamily::new(&["deepseek_v3", "kimi_k2"], spec) };
@@ -33,59 +32,6 @@ pub(super) fn number_or(c: &Config<'_>, key: &str, default: usize) -> Result<usi
     }
 }
 
-/// Dimensions of latent attention where no key says.
-pub(super) struct Ranks {
-    pub q: Option<usize>,
-    pub kv: usize,
-    pub nope: usize,
-    pub rope: usize,
-    pub v: usize,
-}
-
-/// Gives every layer latent attention in place of its own.
-pub(super) fn latent(c: &Config<'_>, spec: &mut DecoderSpec, ranks: &Ranks) -> Result<()> {
-    let rope_dim = c.count_or("qk_rope_head_dim", ranks.rope)?;
-    let nope_dim = c.count_or("qk_nope_head_dim", ranks.nope)?;
-    let mut rope = c.rope(rope_dim, 10_000.0, None)?;
-    if c.flag("rope_interleave", true)? {
-        rope.pairing = Pairing::Interleaved;
-    }
-    let scale = ((nope_dim + rope_dim) as f64).powf(-0.5) * mscale(c, &rope.scaling)?;
-    let mla = MlaSpec {
-        dim: spec.dim,
-        heads: c.count("num_attention_heads")?,
-        q_lora_rank: if c.has("q_lora_rank") { c.opt_count("q_lora_rank")? } else { ranks.q },
-        kv_lora_rank: c.count_or("kv_lora_rank", ranks.kv)?,
-        nope_dim,
-        rope_dim,
-        v_head_dim: c.count_or("v_head_dim", ranks.v)?,
-        scale: scale as f32,
-        // Of the class, not of the configuration.
-        norm: rillm_nn::NormKind::Rms { eps: 1e-6 },
-        bias: bias(c, "attention_bias")?,
-        rope: Some(Arc::new(RotaryEmbedding::new(rope))),
-    };
-    for branch in spec.branches().filter(|b| matches!(b.mixer, MixerSpec::Attention(_))) {
-        branch.mixer = MixerSpec::Mla(mla.clone());
-    }
-    Ok(())
-}
-
-/// What stretched contexts add to the factor on scores: `(0.1 m ln(factor) + 1)²` with `mscale_all_dim`.
-fn mscale(c: &Config<'_>, scaling: &RopeScaling) -> Result<f64> {
-    let p = match c.object("rope_parameters")? {
-        Some(p) => Some(p),
-        None => c.object("rope_scaling")?,
-    };
-    let all = p.map_or(Ok(0.0), |p| p.number_or("mscale_all_dim", 0.0))?;
-    let factor = match scaling {
-        RopeScaling::None => return Ok(1.0),
-        _ => p.map_or(Ok(1.0), |p| p.positive_or("factor", 1.0))?,
-    };
-    let m = if all == 0.0 || factor <= 1.0 { 1.0 } else { 0.1 * all * factor.ln() + 1.0 };
-    Ok(m * m)
-}
-
 /// Mixtures where no key says.
 pub(super) struct Mixture {
     pub hidden: usize,
@@ -104,6 +50,11 @@ pub(super) fn mix(
     default: &Mixture,
     sparse: impl Fn(usize) -> bool,
 ) -> Result<()> {
+    for (key, known) in [("scoring_func", "sigmoid"), ("topk_method", "noaux_tc")] {
+        if c.get(key).is_some_and(|v| v.as_str() != Some(known)) {
+            return Err(c.unsupported(key, known));
+        }
+    }
     let hidden = c.count_or("moe_intermediate_size", default.hidden)?;
     let counts = [
         experts_of(c, "n_routed_experts", default.experts)?,

@@ -4,6 +4,7 @@ use rillm_nn::{Bias, QkNorm};
 
 use super::deepseek_v3::{Mixture, ignored, mix, number_or};
 use super::llama::{DEFAULTS, Defaults, bias, biases, follow};
+use super::mixtral::experts_of;
 use super::qwen3_moe::plain_layout;
 use crate::{Config, DecoderFamily, DecoderSpec, Result};
 
@@ -21,7 +22,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         attn.params.window = window.filter(|_| sliding);
         attn.qk_norm = Some(QkNorm::heads(norm));
     }
-    let (experts, top_k) = (c.count("n_routed_experts")?, c.count("num_experts_per_tok")?);
+    let (experts, top_k) = (experts_of(c, "n_routed_experts", 0)?, c.count("num_experts_per_tok")?);
     let moe = Mixture { hidden: 1408, experts, top_k, shared: 0, groups: [1, 1], scale: 1.0, norm: false };
     let dense = number_or(c, "first_k_dense_replace", 0)?;
     mix(c, &mut spec, &moe, |i| i >= dense)?;

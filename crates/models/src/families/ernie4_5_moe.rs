@@ -1,6 +1,6 @@
 //! ERNIE 4.5 MoE: ERNIE 4.5 with experts chosen by softmax and a correction, in some layers.
 
-use rillm_nn::{Bias, MoeSpec, WeightSource};
+use rillm_nn::{Bias, MoeSpec, Origin, WeightSource};
 use rillm_tensor_core::Pairing;
 
 use super::deepseek_v3::{all_use, number_or};
@@ -26,8 +26,11 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let mut spec = follow(c, &defaults)?;
     let bias = bias(c, "use_bias")?;
     biases(&mut spec, bias, bias);
+    // A tied head with a bias reads the table for itself.
+    (spec.head.bias, spec.head.tied) = (bias, spec.head.tied && bias == Bias::None);
     let hidden = c.count_or("moe_intermediate_size", 1536)?;
-    let counts = [experts_of(c, "moe_num_experts", 64)?, c.count_or("moe_k", 6)?];
+    let counts =
+        [experts_of(c, "moe_num_experts", 64)?, c.count_or("moe_k", c.count_or("num_experts_per_tok", 6)?)?];
     check_choice(c, counts)?;
     let shared = number_or(c, "moe_num_shared_experts", 2)?;
     let (first, step) = (number_or(c, "moe_layer_start_index", 1)?, c.count_or("moe_layer_interval", 1)?);
@@ -49,7 +52,12 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
 
 fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
     let inside = &[("gate.e_score_correction_bias", "moe_statics.e_score_correction_bias")];
-    experts::layout(spec, source, ExpertNames { inside, ..PLAIN })
+    let names = experts::layout(spec, source, ExpertNames { inside, ..PLAIN });
+    let has_head = matches!(source.get("lm_head.weight"), Ok(Some(_)));
+    Box::new(move |name| match name {
+        "lm_head.weight" if !has_head => Origin::Tensor("model.embed_tokens.weight".to_owned()),
+        _ => names(name),
+    })
 }
 
 /// Layers and norms that predict several tokens ahead.

@@ -1,6 +1,7 @@
 //! GLM 4.7 Flash: DeepSeek V3 with layers that say whether they are dense.
 
-use super::deepseek_v3::{Mixture, Ranks, ignored, latent, mix};
+use super::deepseek_v2::{Ranks, latent};
+use super::deepseek_v3::{Mixture, ignored, mix};
 use super::llama::{DEFAULTS, Defaults, follow};
 use super::qwen3_moe::plain_layout;
 use crate::{Config, DecoderFamily, DecoderSpec, Result};

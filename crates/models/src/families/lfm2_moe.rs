@@ -8,7 +8,7 @@ use super::lfm2::{self, decoder};
 use super::mixtral::{check_choice, experts_of};
 use crate::experts::{self, ExpertNames, PLAIN};
 use crate::names::layer_of;
-use crate::{Config, DecoderFamily, DecoderSpec, LayerSpec, Layout, MixerSpec, Result};
+use crate::{Config, DecoderFamily, DecoderSpec, Layout, MixerSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily { layout, ..DecoderFamily::new(&["lfm2_moe"], spec) };
 
@@ -33,14 +33,17 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     decoder(c, dim, |i| if i < dense { MixerSpec::Mlp(mlp) } else { MixerSpec::Moe(moe) })
 }
 
+/// Dense layers are named as in LFM2, or by mlx-lm as everywhere.
 fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
     let inside = &[("gate.e_score_correction_bias", "expert_bias")];
     let experts = experts::layout(spec, source, ExpertNames { module: "feed_forward", inside, ..PLAIN });
     let plain = lfm2::layout(spec, source);
-    let mixtures: Vec<bool> = spec.layers.iter().map(|l: &LayerSpec| l.moe().is_some()).collect();
-    Box::new(move |name| {
-        let in_mixture = layer_of(name)
-            .is_some_and(|(i, rest)| rest.starts_with("mlp.") && mixtures.get(i).copied().unwrap_or(false));
-        if in_mixture { experts(name) } else { plain(name) }
+    let of_mlx = source.names().iter().any(|name| name.ends_with(".feed_forward.gate_proj.weight"));
+    let mixtures: Vec<bool> = spec.layers.iter().map(|l| l.moe().is_some()).collect();
+    Box::new(move |name| match layer_of(name) {
+        Some((i, rest)) if rest.starts_with("mlp.") && (of_mlx || mixtures.get(i) == Some(&true)) => {
+            experts(name)
+        }
+        _ => plain(name),
     })
 }

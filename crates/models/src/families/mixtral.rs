@@ -26,8 +26,10 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
 /// No model has more; a hostile count must not allocate without a file behind it.
 const MAX_EXPERTS: usize = 4096;
 
-/// The number of experts, under the name `key`.
+/// The number of experts, under the name `key` or, as transformers writes it for some, another's.
 pub(super) fn experts_of(c: &Config<'_>, key: &str, default: usize) -> Result<usize> {
+    let names = [key, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"];
+    let key = names.into_iter().find(|name| c.get(name).is_some()).unwrap_or(key);
     match c.count_or(key, default)? {
         n if n <= MAX_EXPERTS => Ok(n),
         _ => Err(c.unsupported(key, &format!("at most {MAX_EXPERTS}"))),

@@ -28,8 +28,14 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
             None,
         )?;
         let rope = match rope.scaling {
-            RopeScaling::LongRope { short, long, original, .. } => rillm_nn::RopeSpec {
-                scaling: RopeScaling::LongRope { short, long, original, attention_factor: mscale },
+            // transformers computes all lengths with the short factors.
+            RopeScaling::LongRope { short, original, .. } => rillm_nn::RopeSpec {
+                scaling: RopeScaling::LongRope {
+                    long: short.clone(),
+                    short,
+                    original,
+                    attention_factor: mscale,
+                },
                 ..rope
             },
             _ => return Err(c.unsupported("rope_scaling", "longrope, or none")),

@@ -1,6 +1,7 @@
 //! Checkpoints: files of named parameters. Knows files, not backends or models.
 
 mod adapt;
+mod foreign;
 mod gguf;
 #[allow(unsafe_code)] // Mapping a file is unsafe; the file says why it holds.
 mod map;

@@ -1,4 +1,5 @@
-//! Safetensors checkpoints, one file or sharded, with matrices quantized by MLX. Not a writer.
+//! Safetensors checkpoints, one file or sharded, with matrices quantized by MLX; those that other libraries quantized
+//! are converted by `foreign`. Not a writer.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::WeightSource;
+use super::foreign::Module;
 use super::map::Bytes;
 use super::quantization::{Decision, Mode, Parts, Quantization, Setting};
 use crate::{Error, Result};
@@ -44,12 +46,28 @@ struct Entry {
     range: Range<usize>,
 }
 
+/// The type of stored values.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Dtype {
+pub(super) enum Dtype {
     Float(FloatType),
     U32,
     U8,
+    I8,
+    I32,
+    I64,
+    /// 8-bit floats with 3 bits of mantissa.
+    E4M3,
+    /// Exponents of 8 bits.
+    E8M0,
     Other(Box<str>),
+}
+
+/// A tensor as it is in its file, of as many bytes as its shape takes, if its type is known.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stored<'a> {
+    pub dtype: &'a Dtype,
+    pub shape: &'a [usize],
+    pub bytes: &'a [u8],
 }
 
 impl Safetensors {
@@ -255,7 +273,29 @@ impl Safetensors {
         }
     }
 
+    /// The tensor called `name` in the files.
+    pub(super) fn stored(&self, name: &str) -> Option<Stored<'_>> {
+        let Entry { file, dtype, shape, range } = self.tensors.get(name)?;
+        Some(Stored { dtype, shape, bytes: &self.files[*file].bytes[range.clone()] })
+    }
+
+    /// The matrix of module `path`, converted, if another library quantized it.
+    fn converted(&self, path: &str) -> Result<Option<RawTensor<'_>>> {
+        let Some(foreign) = self.quantization.foreign() else { return Ok(None) };
+        let module = Module::new(self, path);
+        let matrix = foreign.matrix(&module)?;
+        if matches!(&matrix, Some(RawTensor { codes: Cow::Owned(_), .. })) {
+            module.release(foreign.all_leaves());
+        }
+        Ok(matrix)
+    }
+
     fn find(&self, name: &str, cols: Option<usize>) -> Result<Option<RawTensor<'_>>> {
+        if let Some(path) = name.strip_suffix(".weight")
+            && let Some(matrix) = self.converted(path)?
+        {
+            return Ok(Some(matrix));
+        }
         let Some(entry) = self.tensors.get(name) else { return self.blocks(name) };
         let Some(path) = name.strip_suffix(".weight") else {
             return self.dense(name, entry).map(Some);
@@ -319,6 +359,9 @@ impl WeightSource for Safetensors {
     }
 
     fn names(&self) -> Vec<String> {
+        if let Some(foreign) = self.quantization.foreign() {
+            return self.tensors.keys().filter_map(|name| foreign.parameter(self, name)).collect();
+        }
         let whole = |name: &String| match name.strip_suffix("_blocks") {
             Some(matrix) if self.is_blocks(matrix) => Some(matrix.to_owned()),
             _ => Some(name.clone()).filter(|name| !self.is_part(name)),
@@ -420,6 +463,11 @@ impl Dtype {
             "BF16" => Self::Float(FloatType::BF16),
             "U32" => Self::U32,
             "U8" => Self::U8,
+            "I8" => Self::I8,
+            "I32" => Self::I32,
+            "I64" => Self::I64,
+            "F8_E4M3" => Self::E4M3,
+            "F8_E8M0" => Self::E8M0,
             other => Self::Other(other.into()),
         }
     }
@@ -431,6 +479,11 @@ impl fmt::Display for Dtype {
             Self::Float(t) => write!(f, "{t:?}"),
             Self::U32 => f.write_str("U32"),
             Self::U8 => f.write_str("U8"),
+            Self::I8 => f.write_str("I8"),
+            Self::I32 => f.write_str("I32"),
+            Self::I64 => f.write_str("I64"),
+            Self::E4M3 => f.write_str("F8_E4M3"),
+            Self::E8M0 => f.write_str("F8_E8M0"),
             Self::Other(name) => f.write_str(name),
         }
     }

@@ -55,6 +55,7 @@ struct Inner {
     precision: Precision,
     scratch: Scratch,
     weights: Arena,
+    caches: Arena,
     pool: Arc<Pool>,
     angles: Angles,
 }
@@ -105,6 +106,7 @@ impl CpuBuilder {
             precision: self.precision,
             scratch: Scratch::default(),
             weights: Arena::default(),
+            caches: Arena::default(),
             pool: Arc::default(),
             angles: Angles::default(),
         })))
@@ -281,7 +283,7 @@ fn slots<'a>(dst: &'a mut CpuTensor, at: usize, src: &CpuTensor, rows: &Range<us
     let there = rows.start <= rows.end && rows.end <= src.rows;
     let fits = src.cols == cols && there && at.checked_add(rows.len()).is_some_and(|end| end <= dst.rows);
     let wrong = shape("write_rows", [src.rows, src.cols], [dst.rows, cols]);
-    match dst.kv_mut() {
+    match dst.kv_mut()? {
         Some(kv) if fits => Ok(kv.part(at * cols..(at + rows.len()) * cols)),
         _ => Err(wrong),
     }
@@ -340,8 +342,8 @@ impl Backend for Cpu {
 
     fn kv_buffer(&self, rows: usize, cols: usize) -> Result<CpuTensor> {
         match self.0.precision {
-            Precision::Exact => CpuTensor::single(rows, cols),
-            Precision::Fast => CpuTensor::half(rows, cols),
+            Precision::Exact => CpuTensor::single(&self.0.caches, rows, cols),
+            Precision::Fast => CpuTensor::half(&self.0.caches, rows, cols),
         }
     }
 

@@ -67,7 +67,7 @@ fn best_groups(x: &Array, groups: &Groups) -> Result<Array> {
     // The rank of each group: the order of the order.
     let order = scores.negative().and_then(|s| ops::argsort_axis(s, -1)).map_err(exception)?;
     let ranks = ops::argsort_axis(order, -1).map_err(exception)?;
-    let kept = ranks.lt(Array::from_int(dim(groups.chosen)?).as_dtype(Dtype::Uint32).map_err(exception)?);
+    let kept = ranks.lt(Array::from_slice(&[groups.chosen as u32], &[1]));
     let kept = kept.and_then(|kept| kept.reshape(&[t, count, 1])).map_err(exception)?;
     let hidden = ops::select(kept, grouped, number(f32::NEG_INFINITY)).map_err(exception)?;
     hidden.reshape(&[t, n]).map_err(exception)

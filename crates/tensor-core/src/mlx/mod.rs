@@ -156,6 +156,14 @@ impl Mlx {
         })
     }
 
+    /// Forgets the most memory that was in use so far.
+    ///
+    /// # Errors
+    /// MLX's.
+    pub fn reset_peak_memory() -> Result<()> {
+        memory::reset_peak_memory().map_err(exception)
+    }
+
     fn dtype(&self) -> Dtype {
         *self.0.dtype.get().unwrap_or(&Dtype::Float32)
     }
@@ -184,9 +192,10 @@ impl Mlx {
     /// `x` by stacked matrices, side by side.
     fn product(&self, x: &Array, matrices: &[Matrix]) -> Result<Array> {
         if let [matrix] = matrices {
-            return matrix.multiply(x, self.dtype());
+            return matrix.multiply(x, self.dtype(), self.0.on);
         }
-        let parts = matrices.iter().map(|m| m.multiply(x, self.dtype())).collect::<Result<Vec<_>>>()?;
+        let parts =
+            matrices.iter().map(|m| m.multiply(x, self.dtype(), self.0.on)).collect::<Result<Vec<_>>>()?;
         ops::concatenate(&parts, 1).map_err(exception)
     }
 }

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use mlx_rs::{Array, Dtype};
 use rillm_quant::{FloatType, Format, RawTensor, encode, pack_codes};
 
+use super::builder::On;
 use super::raw::{self, Quantized, Scheme};
 use super::{dim, exception, shape};
 use crate::Result;
@@ -165,7 +166,7 @@ pub(super) fn dims(matrices: &[Matrix]) -> [usize; 2] {
 
 /// `arrays` of one shape behind each other, computed now, so that they can go.
 fn joined(arrays: &[&Array]) -> Result<Array> {
-    let all = mlx_rs::ops::stack_axis(arrays, 0).map_err(exception)?;
+    let all = mlx_rs::ops::stack(arrays, 0).map_err(exception)?;
     all.eval().map_err(exception)?;
     Ok(all)
 }
@@ -247,24 +248,36 @@ impl Matrix {
     }
 
     /// `x @ selfᵀ`, `[t, rows]`.
-    pub(super) fn multiply(&self, x: &Array, dtype: Dtype) -> Result<Array> {
+    pub(super) fn multiply(&self, x: &Array, dtype: Dtype, on: On) -> Result<Array> {
+        let plain = |w: &Array| x.matmul(w.transpose().map_err(exception)?).map_err(exception);
         match &self.values {
-            Values::Dense(w) => x.matmul(w.transpose().map_err(exception)?).map_err(exception),
+            Values::Dense(w) => plain(w),
+            // MLX 0.32's kernels for several rows of f32 are compiled for half a minute for each format, and ask for more
+            // shared memory than they were granted where groups have 128 values.
+            Values::Quantized(w) if on == On::Cuda && x.dtype() == Dtype::Float32 && x.dim(0) > 1 => {
+                scaled(plain(&raw::dequantize(w.view(), dtype)?)?, w.factor, dtype)
+            }
             Values::Quantized(w) => scaled(raw::quantized_matmul(x, w.view())?, w.factor, dtype),
+        }
+    }
+
+    fn dense(&self) -> Option<&Array> {
+        match &self.values {
+            Values::Dense(w) => Some(w),
+            Values::Quantized(_) => None,
+        }
+    }
+
+    fn groups(&self) -> Option<&Groups> {
+        match &self.values {
+            Values::Quantized(groups) => Some(groups),
+            Values::Dense(_) => None,
         }
     }
 
     /// One of `all`, each array with their number first. Formats must not differ.
     fn stack(all: &[&Self]) -> Result<Self> {
         let first = all[0];
-        let dense = |m: &&&Self| match &m.values {
-            Values::Dense(w) => Some(w),
-            Values::Quantized(_) => None,
-        };
-        let groups = |m: &&&Self| match &m.values {
-            Values::Quantized(g) => Some(g),
-            Values::Dense(_) => None,
-        };
         let differ = || super::error("experts of different formats".to_owned());
         let same = |g: &Groups, other: &Groups| {
             g.scheme == other.scheme
@@ -273,14 +286,14 @@ impl Matrix {
         };
         let values = match &first.values {
             Values::Dense(_) => {
-                let arrays: Vec<&Array> = all.iter().filter_map(|m| dense(&m)).collect();
+                let arrays: Vec<&Array> = all.iter().filter_map(|m| m.dense()).collect();
                 if arrays.len() < all.len() {
                     return Err(differ());
                 }
                 Values::Dense(joined(&arrays)?)
             }
             Values::Quantized(g) => {
-                let parts: Vec<&Groups> = all.iter().filter_map(|m| groups(&m)).collect();
+                let parts: Vec<&Groups> = all.iter().filter_map(|m| m.groups()).collect();
                 if parts.len() < all.len() || !parts.iter().all(|other| same(g, other)) {
                     return Err(differ());
                 }

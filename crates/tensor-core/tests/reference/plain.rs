@@ -104,7 +104,6 @@ impl<B: Backend> Backend for Plain<B> {
     }
 }
 
-impl<B: Backend> Recurrent for Plain<B> {}
 /// Experts have no fusions, but for what a product reads.
 impl<B: Experts> Experts for Plain<B> {
     type Routes = B::Routes;
@@ -137,3 +136,5 @@ impl<B: Experts> Experts for Plain<B> {
         self.0.linear_heads(x, w)
     }
 }
+
+impl<B: Backend> Recurrent for Plain<B> {}
