@@ -14,10 +14,13 @@ pub(crate) struct Recurrences {
     /// Tokens of some channels: see [`ChannelScan`].
     pub channels: fn(ChannelScan<'_>),
     /// `out = bias + Σ kernel[i] * taps[i]`, as wide as `out`.
-    pub conv: fn(taps: &[&[f32]], kernel: Rows<'_>, bias: Option<&[f32]>, out: &mut [f32]),
+    pub conv: ConvFn,
     /// `out = bias + Σ factors[i] * w[i]`, as wide as `out`.
     pub combine: fn(factors: &[f32], w: Rows<'_>, bias: &[f32], out: &mut [f32]),
 }
+
+/// Takes the taps, the kernel, the bias and where the result goes.
+type ConvFn = fn(&[&[f32]], Rows<'_>, Option<&[f32]>, &mut [f32]);
 
 impl Recurrences {
     /// The kernels of `V`. Only for a table that is handed out after detection.
