@@ -13,7 +13,7 @@ def case(model_type, config, **kw):
 # Rows of the K-quants are super-blocks of 256; o_proj's 64 columns fit none.
 WIDE = s(hidden_size=256, intermediate_size=256, head_dim=16, num_key_value_heads=1, num_hidden_layers=1, tie_word_embeddings=True)
 NEOX = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=96, max_position_embeddings=256)
-SMALL4 = {**G4, "head_dim": 8, "global_head_dim": 16}
+SMALL4 = {**G4, "head_dim": 8, "global_head_dim": 16, "intermediate_size": 16}
 LLAMA3 = rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
 
 CASES = {
@@ -34,7 +34,7 @@ CASES = {
     "gemma2": case("gemma2", s(**{**GEMMA2, "query_pre_attn_scalar": 16}), prompt_len=32),
     # Seven layers, so that the sixth is a global one with its own base frequency.
     "gemma3": case("gemma3_text", s(**{**GEMMA2, "query_pre_attn_scalar": 16, "num_hidden_layers": 7}), prompt_len=32),
-    "gemma4": case("gemma4_text", s(**{**SMALL4, "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}), prompt_len=32),
+    "gemma4": case("gemma4_text", s(**{**SMALL4, "num_hidden_layers": 3, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}), prompt_len=32),
     "gemma4-shared": case("gemma4_text", s(**{**SMALL4, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "layer_types": ["sliding_attention", "full_attention"] * 2}), prompt_len=32),
     "gemma4-same": case("gemma4_text", s(**{**SMALL4, "num_hidden_layers": 3, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1, "layer_types": ["sliding_attention", "full_attention", "full_attention"]}), prompt_len=32),
     "apertus": case("apertus", s()),

@@ -73,7 +73,10 @@ fn configurations_of_other_families() {
     let pattern = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"];
     expect("gguf-cohere2", json!({"model_type": "cohere2", "sliding_window": 10, "layer_types": pattern}));
     expect("gguf-exaone4", json!({"sliding_window": 10, "layer_types": pattern}));
-    expect("gguf-exaone4-no-window", json!({"sliding_window": null, "layer_types": ["full_attention"; 2]}));
+    expect(
+        "gguf-exaone4-no-window",
+        json!({"sliding_window": null, "layer_types": ["full_attention", "full_attention"]}),
+    );
     expect("gguf-glm4", json!({"attention_bias": true, "rope_parameters": {"partial_rotary_factor": 0.5}}));
     expect(
         "gguf-gpt-neox",
