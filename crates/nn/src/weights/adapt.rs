@@ -69,12 +69,29 @@ pub enum Origin {
         /// Heads that the rows divide into.
         heads: usize,
     },
+    /// Rows stored part by part, each of all heads, put back head by head (queries, keys and values of GGUF's
+    /// `gptneox`).
+    Unstacked {
+        /// Stored name.
+        name: String,
+        /// Parts of a head.
+        parts: usize,
+        /// Heads that the rows of a part divide into.
+        heads: usize,
+    },
     /// Stored with `-by` added: gemma's norms in GGUF.
     Shifted {
         /// Stored name.
         name: String,
         /// Added to every value.
         by: f32,
+    },
+    /// Not a tensor: numbers that are elsewhere in the file.
+    Values {
+        /// Where.
+        name: String,
+        /// The numbers.
+        values: Vec<f32>,
     },
 }
 
@@ -97,7 +114,9 @@ impl Origin {
             | Self::Stacked { name, .. }
             | Self::Transposed { name, .. }
             | Self::Unpermuted { name, .. }
-            | Self::Shifted { name, .. } => name,
+            | Self::Unstacked { name, .. }
+            | Self::Shifted { name, .. }
+            | Self::Values { name, .. } => name,
         }
     }
 }
@@ -123,6 +142,10 @@ impl<S: WeightSource, F: Fn(&str) -> Origin + Send + Sync> WeightSource for Adap
 
     fn get_shaped(&self, name: &str, want: &[usize]) -> Result<Option<RawTensor<'_>>> {
         let origin = (self.origin)(name);
+        if let Origin::Values { name, values } = &origin {
+            let raw = RawTensor::from_f32(vec![values.len()], values);
+            return raw.map(Some).map_err(|source| Error::Quant { name: name.clone(), source });
+        }
         let stored_shape = stored_shape(&origin, want);
         let Some(raw) = self.source.get_shaped(origin.name(), &stored_shape)? else {
             return Ok(None);
@@ -211,17 +234,12 @@ fn transform<'a>(
             Ok(raw.rows_range(rows.clone()))
         }
         Origin::Strided { start, run, stride, .. } => {
-            let n = if raw.shape.len() == 1 { raw.cols() } else { raw.rows() };
-            if *run == 0 || *stride == 0 || start + run > *stride || n % stride != 0 || raw.shape.len() > 2 {
+            let (n, start, run, stride) = (lines(&raw), *start, *run, *stride);
+            if run == 0 || stride == 0 || start + run > stride || n % stride != 0 || raw.shape.len() > 2 {
                 return Err(mismatch(&raw));
             }
             let picked = (0..n / stride * run).map(|j| j / run * stride + start + j % run);
-            if raw.shape.len() == 1 {
-                let values = raw.decode().map_err(quant)?;
-                let picked: Vec<f32> = picked.map(|r| values[r]).collect();
-                return RawTensor::from_f32(vec![picked.len()], &picked).map_err(quant);
-            }
-            Ok(raw.take_rows(picked))
+            reordered(&raw, picked).map_err(quant)
         }
         Origin::Transposed { rows, .. } => {
             if raw.shape.len() != 2 || rows.end > raw.cols() {
@@ -234,8 +252,8 @@ fn transform<'a>(
             RawTensor::from_f32(vec![rows.len(), n], &turned).map_err(quant)
         }
         Origin::Unpermuted { heads, .. } => {
-            let n = if raw.shape.len() == 1 { raw.cols() } else { raw.rows() };
-            if *heads == 0 || n % (2 * heads) != 0 {
+            let n = lines(&raw);
+            if *heads == 0 || !n.is_multiple_of(2) || !(n / 2).is_multiple_of(*heads) {
                 return Err(mismatch(&raw));
             }
             let (dim, half) = (n / heads, n / heads / 2);
@@ -243,17 +261,22 @@ fn transform<'a>(
                 let (head, r) = (r / dim, r % dim);
                 head * dim + 2 * (r % half) + r / half
             };
-            if raw.shape.len() == 1 {
-                let values = raw.decode().map_err(quant)?;
-                let ordered: Vec<f32> = (0..n).map(|r| values[stored_row(r)]).collect();
-                return RawTensor::from_f32(vec![n], &ordered).map_err(quant);
+            reordered(&raw, (0..n).map(stored_row)).map_err(quant)
+        }
+        Origin::Unstacked { parts, heads, .. } => {
+            let (n, parts, heads) = (lines(&raw), *parts, *heads);
+            if parts == 0 || heads == 0 || !n.is_multiple_of(parts) || !(n / parts).is_multiple_of(heads) {
+                return Err(mismatch(&raw));
             }
-            Ok(raw.take_rows((0..n).map(stored_row)))
+            let dim = n / parts / heads;
+            let stored_row = move |r: usize| (r / dim % parts * heads + r / dim / parts) * dim + r % dim;
+            reordered(&raw, (0..n).map(stored_row)).map_err(quant)
         }
         Origin::Shifted { by, .. } => {
             let values: Vec<f32> = raw.decode().map_err(quant)?.iter().map(|x| x + by).collect();
             RawTensor::from_f32(raw.shape.clone(), &values).map_err(quant)
         }
+        Origin::Values { .. } => Err(mismatch(&raw)),
     }
 }
 
@@ -288,6 +311,24 @@ fn of_stack<'a>(
         }
         _ => Ok(None),
     }
+}
+
+/// Rows of a matrix, values of a vector.
+fn lines(raw: &RawTensor<'_>) -> usize {
+    if raw.shape.len() == 1 { raw.cols() } else { raw.rows() }
+}
+
+/// The rows of a matrix, or the values of a vector, of these numbers.
+fn reordered(
+    raw: &RawTensor<'_>,
+    order: impl ExactSizeIterator<Item = usize> + Clone,
+) -> rillm_quant::Result<RawTensor<'static>> {
+    if raw.shape.len() != 1 {
+        return Ok(raw.take_rows(order));
+    }
+    let values = raw.decode()?;
+    let ordered: Vec<f32> = order.map(|i| values[i]).collect();
+    RawTensor::from_f32(vec![ordered.len()], &ordered)
 }
 
 /// A source that borrows another.
