@@ -37,6 +37,21 @@ pub enum Origin {
         /// Rows that the stored matrix has in all.
         of: usize,
     },
+    /// Rows of one matrix of a stored stack of them (experts), or of one vector.
+    Stacked {
+        /// Stored name.
+        name: String,
+        /// Which matrix, and how many there are.
+        index: [usize; 2],
+        /// The first row.
+        start: usize,
+        /// From one row to the next: 2 where gates and what they open take turns.
+        step: usize,
+        /// Rows that a stored matrix has in all.
+        of: usize,
+        /// How the matrices lie.
+        lie: Lie,
+    },
     /// Columns of a stored matrix `[in, out]`, transposed (gpt2's Conv1D). Float formats only.
     Transposed {
         /// Stored name.
@@ -63,6 +78,15 @@ pub enum Origin {
     },
 }
 
+/// How the matrices of a stack lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// `[count, out, in]`.
+    Rows,
+    /// `[count, in, out]`. Float formats only.
+    Columns,
+}
+
 impl Origin {
     /// The stored name.
     pub fn name(&self) -> &str {
@@ -70,6 +94,7 @@ impl Origin {
             Self::Tensor(name)
             | Self::Rows { name, .. }
             | Self::Strided { name, .. }
+            | Self::Stacked { name, .. }
             | Self::Transposed { name, .. }
             | Self::Unpermuted { name, .. }
             | Self::Shifted { name, .. } => name,
@@ -103,7 +128,7 @@ impl<S: WeightSource, F: Fn(&str) -> Origin + Send + Sync> WeightSource for Adap
             return Ok(None);
         };
         let stored = borrowed(&raw);
-        let raw = transform(raw, &origin, &stored_shape)?;
+        let raw = transform(raw, &origin, (&stored_shape, want))?;
         if matches!(raw.codes, Cow::Owned(_)) {
             stored.into_iter().for_each(|bytes| self.source.release(bytes));
         }
@@ -140,6 +165,13 @@ fn stored_shape(origin: &Origin, want: &[usize]) -> Vec<usize> {
     match (origin, want) {
         (Origin::Rows { of, .. } | Origin::Strided { of, .. }, [_, cols]) => vec![*of, *cols],
         (Origin::Transposed { of, .. }, [_, cols]) => vec![*cols, *of],
+        (Origin::Stacked { index: [_, count], of, lie: Lie::Rows, .. }, [_, cols]) => {
+            vec![*count, *of, *cols]
+        }
+        (Origin::Stacked { index: [_, count], of, lie: Lie::Columns, .. }, [_, cols]) => {
+            vec![*count, *cols, *of]
+        }
+        (Origin::Stacked { index: [_, count], of, .. }, [_]) => vec![*count, *of],
         (Origin::Rows { of, .. } | Origin::Strided { of, .. } | Origin::Transposed { of, .. }, [_]) => {
             vec![*of]
         }
@@ -147,7 +179,11 @@ fn stored_shape(origin: &Origin, want: &[usize]) -> Vec<usize> {
     }
 }
 
-fn transform<'a>(raw: RawTensor<'a>, origin: &Origin, stored: &[usize]) -> Result<RawTensor<'a>> {
+fn transform<'a>(
+    raw: RawTensor<'a>,
+    origin: &Origin,
+    (stored, want): (&[usize], &[usize]),
+) -> Result<RawTensor<'a>> {
     let quant = |source| Error::Quant { name: origin.name().to_owned(), source };
     let mismatch = |raw: &RawTensor<'_>| Error::WeightShape {
         name: origin.name().to_owned(),
@@ -159,6 +195,10 @@ fn transform<'a>(raw: RawTensor<'a>, origin: &Origin, stored: &[usize]) -> Resul
     }
     match origin {
         Origin::Tensor(_) => Ok(raw),
+        Origin::Stacked { .. } => {
+            let part = of_stack(&raw, origin, want).map_err(quant)?;
+            part.ok_or_else(|| mismatch(&raw))
+        }
         Origin::Rows { rows, .. } | Origin::Transposed { rows, .. } if raw.shape.len() == 1 => {
             let values = raw.decode().map_err(quant)?;
             let part = values.get(rows.clone()).ok_or_else(|| mismatch(&raw))?;
@@ -214,6 +254,39 @@ fn transform<'a>(raw: RawTensor<'a>, origin: &Origin, stored: &[usize]) -> Resul
             let values: Vec<f32> = raw.decode().map_err(quant)?.iter().map(|x| x + by).collect();
             RawTensor::from_f32(raw.shape.clone(), &values).map_err(quant)
         }
+    }
+}
+
+/// The rows that `origin`, a part of a stack, names in `raw`; `None` if they are not there.
+fn of_stack<'a>(
+    raw: &RawTensor<'a>,
+    origin: &Origin,
+    want: &[usize],
+) -> rillm_quant::Result<Option<RawTensor<'a>>> {
+    let (Origin::Stacked { index: [i, count], start, step, of, lie, .. }, Some(&rows)) =
+        (origin, want.first())
+    else {
+        return Ok(None);
+    };
+    let last = rows.checked_sub(1).and_then(|n| n.checked_mul(*step)).and_then(|n| n.checked_add(*start));
+    if i >= count || last.is_none_or(|last| last >= *of) || raw.shape.first() != Some(count) {
+        return Ok(None);
+    }
+    let at = |row: usize| start + row * step;
+    match (raw.shape[..].len(), lie) {
+        (2, _) => {
+            let vector = raw.rows_range(*i..i + 1).decode()?;
+            let values: Vec<f32> = (0..rows).map(|r| vector[at(r)]).collect();
+            RawTensor::from_f32(vec![rows], &values).map(Some)
+        }
+        (3, Lie::Rows) if *step == 1 => Ok(Some(raw.rows_range(i * of + start..i * of + start + rows))),
+        (3, Lie::Rows) => Ok(Some(raw.take_rows((0..rows).map(|r| i * of + at(r))))),
+        (3, Lie::Columns) => {
+            let inp = raw.shape[1];
+            let turned = crate::mla::transposed(&raw.rows_range(i * inp..(i + 1) * inp))?;
+            Ok(Some(turned.take_rows((0..rows).map(at))))
+        }
+        _ => Ok(None),
     }
 }
 

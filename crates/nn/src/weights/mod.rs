@@ -9,7 +9,7 @@ mod quantization;
 mod safetensors;
 mod scope;
 
-pub use adapt::{Adapted, Origin};
+pub use adapt::{Adapted, Lie, Origin};
 pub use gguf::{Array, Gguf, NumberType, Numbers, Value};
 pub use quantization::Quantization;
 pub use safetensors::Safetensors;

@@ -236,6 +236,31 @@ impl Safetensors {
         Ok(tensor)
     }
 
+    /// mxfp4 as Hugging Face stores it: `{name}_blocks: [.., in / 32, 16]` and `{name}_scales: [.., in / 32]`, bytes
+    /// whose low nibble comes first.
+    fn blocks(&self, name: &str) -> Result<Option<RawTensor<'_>>> {
+        let part = |part: &str| self.tensors.get(&format!("{name}_{part}"));
+        let (Some(blocks), Some(scales)) = (part("blocks"), part("scales")) else { return Ok(None) };
+        for (entry, part) in [(blocks, "blocks"), (scales, "scales")] {
+            if entry.dtype != Dtype::U8 {
+                return Err(self.unsupported(&format!("{name}_{part}"), entry));
+            }
+        }
+        let lead = match blocks.shape.split_last() {
+            Some((16, lead)) if lead == scales.shape => lead,
+            _ => {
+                let want = scales.shape.iter().copied().chain([16]).collect();
+                let name = format!("{name}_blocks");
+                return Err(Error::WeightShape { name, got: blocks.shape.clone(), want });
+            }
+        };
+        let (groups, lead) = lead.split_last().map_or((0, lead), |(groups, lead)| (*groups, lead));
+        let shape = lead.iter().copied().chain([groups.saturating_mul(32)]).collect();
+        let parts = [self.bytes(blocks), self.bytes(scales), Cow::Borrowed(&[][..])];
+        let quant = |source| Error::Quant { name: name.to_owned(), source };
+        RawTensor::new(Format::MxFp4, shape, parts).map(Some).map_err(quant)
+    }
+
     fn global_scale(&self, path: &str) -> Result<Option<f32>> {
         let name = format!("{path}.global_scale");
         let Some(entry) = self.tensors.get(&name) else { return Ok(None) };
@@ -271,7 +296,7 @@ impl Safetensors {
         {
             return Ok(Some(matrix));
         }
-        let Some(entry) = self.tensors.get(name) else { return Ok(None) };
+        let Some(entry) = self.tensors.get(name) else { return self.blocks(name) };
         let Some(path) = name.strip_suffix(".weight") else {
             return self.dense(name, entry).map(Some);
         };
@@ -287,8 +312,16 @@ impl Safetensors {
         codes.dtype == Dtype::U32 && self.tensors.contains_key(&format!("{path}.scales"))
     }
 
+    /// Whether matrix `name` is stored as blocks and scales.
+    fn is_blocks(&self, name: &str) -> bool {
+        ["blocks", "scales"].iter().all(|part| self.tensors.contains_key(&format!("{name}_{part}")))
+    }
+
     /// Whether `name` is a part of a quantized matrix other than its codes.
     fn is_part(&self, name: &str) -> bool {
+        if name.strip_suffix("_scales").is_some_and(|matrix| self.is_blocks(matrix)) {
+            return true;
+        }
         [".scales", ".biases", ".global_scale"].iter().any(|part| {
             name.strip_suffix(part).is_some_and(|path| {
                 let codes = self.tensors.get(&format!("{path}.weight"));
@@ -326,10 +359,14 @@ impl WeightSource for Safetensors {
     }
 
     fn names(&self) -> Vec<String> {
-        match self.quantization.foreign() {
-            Some(foreign) => self.tensors.keys().filter_map(|name| foreign.parameter(self, name)).collect(),
-            None => self.tensors.keys().filter(|name| !self.is_part(name)).cloned().collect(),
+        if let Some(foreign) = self.quantization.foreign() {
+            return self.tensors.keys().filter_map(|name| foreign.parameter(self, name)).collect();
         }
+        let whole = |name: &String| match name.strip_suffix("_blocks") {
+            Some(matrix) if self.is_blocks(matrix) => Some(matrix.to_owned()),
+            _ => Some(name.clone()).filter(|name| !self.is_part(name)),
+        };
+        self.tensors.keys().filter_map(whole).collect()
     }
 }
 
