@@ -55,7 +55,7 @@ impl<B: Backend> Parallel<B> {
             ..AttentionSpec::new(dim, AttnParams::new(heads, heads, head_dim))
         };
         let (act, hidden) = (Activation::Silu, c.count("intermediate_size")?);
-        let mlp = MlpSpec { kind: MlpKind::Gated, dim, hidden, act, bias: Bias::None };
+        let mlp = MlpSpec { kind: MlpKind::Gated, dim, hidden, act, bias: Bias::None, gate_factor: None };
         let layer = |i| -> rillm::models::Result<_> {
             let w = w.at("blocks").at(i);
             let attention = Attention::load(&w.at("attention"), attn.clone())?;

@@ -18,6 +18,7 @@ mod error;
 mod generation;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod json;
 mod loader;
 mod model;
 mod random;

@@ -429,7 +429,7 @@ fn of<E: Into<rillm_models::Error>>(path: &Path) -> impl Fn(E) -> Error {
 /// The JSON of a file, `None` if there is no such file.
 fn read_json(path: &Path) -> Result<Option<Value>> {
     match std::fs::read(path) {
-        Ok(bytes) => match serde_json::from_slice(&bytes) {
+        Ok(bytes) => match crate::json::parse(&bytes) {
             Ok(value) => Ok(Some(value)),
             Err(source) => Err(Error::Json { path: path.to_owned(), source }),
         },

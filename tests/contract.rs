@@ -394,3 +394,24 @@ fn a_failure_while_old_tokens_are_run_again_loses_none() {
     s.truncate(a, 500).unwrap();
     assert!(same(&feed(&mut s, a, &ids[500..502], Want::Last).unwrap(), &fresh(&mut s, &ids[..502])));
 }
+
+/// Of a mixture a token reads the router and the experts that it chooses, no more.
+#[test]
+fn a_token_reads_the_bytes_of_its_experts() {
+    let from = golden("qwen3-moe-window");
+    let bytes = |top_k: usize| {
+        let folder = tempfile::tempdir().unwrap();
+        let config = std::fs::read_to_string(from.join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        config["num_experts_per_tok"] = top_k.into();
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        std::fs::copy(from.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+        exact(folder.path(), 1).info().weight_bytes
+    };
+    // Two layers with experts of three matrices, 32 columns by 24 rows or (in whole blocks and units) the reverse, in f16.
+    let expert = 2 * 2 * (2 * 32 * 32 + 32 * 32);
+    let alone = bytes(1);
+    for top_k in [2, 3, 6] {
+        assert_eq!(bytes(top_k) - alone, (top_k - 1) * expert);
+    }
+}

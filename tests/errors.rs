@@ -398,8 +398,20 @@ fn quantizations_that_are_unknown_or_do_not_fit() {
         mlx(json!({"model.embed_tokens": false}), &["model.embed_tokens", "U32", "not supported"]),
         mlx(json!("4 bits"), &["quantization"]),
     ]);
-    let gptq = json!({"quantization_config": {"quant_method": "gptq", "bits": 4}});
-    all_refused(&[(with_config("llama", &gptq), &["gptq"])]);
+    let of = |q: Value, words| -> Case { (with_config("llama", &json!({"quantization_config": q})), words) };
+    all_refused(&[
+        of(json!({"quant_method": "aqlm", "bits": 4}), &["aqlm"]),
+        of(json!({"quant_method": "gptq"}), &["gptq", "bits"]),
+        of(json!({"quant_method": "gptq", "bits": 5}), &["gptq", "bits", "5"]),
+        of(json!({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}), &["checkpoint_format"]),
+        of(json!({"quant_method": "gptq", "bits": 4, "group_size": 0}), &["group_size"]),
+        of(json!({"quant_method": "gptq", "bits": 4, "dynamic": {"-:x": {}}}), &["dynamic"]),
+        of(json!({"quant_method": "awq", "version": "gemv_fast"}), &["awq", "version", "gemv_fast"]),
+        of(json!({"quant_method": "fp8", "weight_block_size": [0, 128]}), &["weight_block_size"]),
+        of(json!({"quant_method": "bitnet", "use_rms_norm": true}), &["use_rms_norm"]),
+        of(json!({"quant_method": "compressed-tensors", "format": "marlin-24"}), &["format", "marlin-24"]),
+        of(json!({"quant_method": "modelopt", "quant_algo": "INT8"}), &["quant_algo", "INT8"]),
+    ]);
 }
 
 #[test]

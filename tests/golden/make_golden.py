@@ -4,7 +4,7 @@
     python3 make_golden.py CASES.py OUT_DIR [NAME ...]
 
 CASES.py defines CASES = {name: {"model_type": ..., "config": {...}, optional
-"prompt_len", "dtype", "legacy_config", "shards", "seed", "edit", "drop", "tensors"}}. For each
+"prompt_len", "dtype", "legacy_config", "shards", "seed", "edit", "drop", "tensors", "afterwards"}}. For each
 case OUT_DIR/NAME gets
 
     config.json, generation_config.json, model.safetensors   the checkpoint, as transformers saves it
@@ -14,7 +14,8 @@ logits are those of one full forward pass in float32 on the stored weights; gree
 is what argmax decoding from input_ids gives, each step from a full forward pass,
 so no cache of the reference's can hide an error. The reference reads the finished folder
 from disk, so it also judges what "edit" (keys of config.json that are set), "drop"
-(keys that are removed) and "tensors" (a function over the named tensors) did to the checkpoint.
+(keys that are removed) and "tensors" (a function over the named tensors) did to the checkpoint. "afterwards" are keys
+that are set once it has answered: names that it does not know.
 Cases with the same "seed" and shapes have the same weights: all but the first get a symbolic link.
 """
 import importlib.util, json, sys, zlib
@@ -128,6 +129,8 @@ def make(name, case, out):
     generators = (torch.Generator().manual_seed(seed + 1 + attempt) for attempt in range(20))
     prompts = (torch.randint(3, vocab, (1, case.get("prompt_len", 40)), generator=g) for g in generators)
     print(f"{name:28s} ok  {write_answer(model, prompts, d)}", flush=True)
+    if "afterwards" in case:
+        (d / "config.json").write_text(json.dumps({**json.loads((d / "config.json").read_text()), **case["afterwards"]}, indent=2))
 
 
 def main():

@@ -39,13 +39,17 @@ def dequantized(d):
             s, b = w[p + ".scales"], w.get(p + ".biases")
             if b is not None:
                 s, b = s.astype(mx.float32), b.astype(mx.float32)
-            v = mx.dequantize(v, s, b, group_size=c["group_size"], bits=c["bits"], mode=c.get("mode", q.get("mode", "affine")))
+            v = mx.dequantize(v, s, b, group_size=c["group_size"], bits=c["bits"], mode=c.get("mode", "affine"))
         out[k] = torch.tensor(np.array(v.astype(mx.float32)))
     return out
 
 
 def renamed(tensors, model_type):
     """Undo what mlx-lm's sanitize did to names and layouts."""
+    if any(".switch_mlp." in k for k in tensors):
+        for p in sorted({k.split(".switch_mlp.")[0] for k in tensors if ".switch_mlp." in k}):
+            gate, up, down = (tensors.pop(f"{p}.switch_mlp.{part}_proj.weight") for part in ("gate", "up", "down"))
+            tensors[f"{p}.experts.gate_up_proj"], tensors[f"{p}.experts.down_proj"] = torch.cat([gate, up], 1), down
     if model_type != "gpt2":
         return tensors
     conv1d = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")

@@ -4,7 +4,11 @@ from variants import S, s, case, rope
 G4 = dict(num_hidden_layers=6, head_dim=16, global_head_dim=32, sliding_window=10, vocab_size_per_layer_input=96, hidden_size_per_layer_input=8, final_logit_softcapping=30.0)
 VISION = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
 
+G3N = dict(num_hidden_layers=4, head_dim=16, sliding_window=10, vocab_size_per_layer_input=96, hidden_size_per_layer_input=8, laurel_rank=8, num_kv_shared_layers=2, layer_types=["sliding_attention", "full_attention"] * 2, activation_sparsity_pattern=[0.5, 0.0, 0.3, 0.0])
+
 CASES = {
+    "gemma3n": case("gemma3n_text", s(**G3N), prompt_len=32),
+    "gemma3n-three": case("gemma3n_text", s(**{**G3N, "num_kv_shared_layers": 0, "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "activation_sparsity_pattern": [0.0, 0.8], "altup_num_inputs": 3, "altup_active_idx": 1, "altup_correct_scale": False, "intermediate_size": [32, 48], "final_logit_softcapping": 5.0}), prompt_len=24),
     "gemma4": case("gemma4_text", s(**G4), prompt_len=32),
     "gemma4-shared": case("gemma4_text", s(**{**G4, "num_kv_shared_layers": 3, "use_double_wide_mlp": True, "layer_types": ["sliding_attention", "full_attention"] * 3}), prompt_len=32),
     "gemma4-same": case("gemma4_text", s(**{**G4, "num_hidden_layers": 3, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1, "tie_word_embeddings": True, "layer_types": ["sliding_attention", "full_attention", "full_attention"]}), prompt_len=32),

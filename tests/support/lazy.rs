@@ -11,7 +11,8 @@ use rillm::models::Registry;
 use rillm::quant::RawTensor;
 use rillm::tensor::cpu::{Cpu, Precision};
 use rillm::tensor::{
-    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, Result, Rope,
+    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Experts, Ids, Input, Keys, Recurrent, Result,
+    Rope, Routing,
 };
 use rillm::{LanguageModel, Loader};
 
@@ -215,6 +216,9 @@ impl Backend for Lazy {
         let Value::Rows(dst) = dst else { panic!("ids are no rows") };
         self.cpu.write_rows(dst, at, src.rows(), rows)
     }
+    fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Value> {
+        self.cpu.upload(rows, cols, values).map(Value::Rows)
+    }
     fn read(&self, x: &Value, out: &mut Vec<f32>) -> Result<()> {
         self.note(Call::Read)?;
         self.cpu.read(x.rows(), out)
@@ -257,3 +261,38 @@ impl Backend for Lazy {
         self.note(Call::Evaluate(xs.len()))
     }
 }
+
+impl Experts for Lazy {
+    type Routes = <Cpu as Experts>::Routes;
+
+    fn stack(&self, matrices: Vec<CpuWeight>) -> Result<CpuWeight> {
+        self.cpu.stack(matrices)
+    }
+    fn route(&self, logits: &Value, bias: Option<&CpuWeight>, how: &Routing) -> Result<Self::Routes> {
+        self.cpu.route(logits.rows(), bias, how)
+    }
+    fn spread(&self, x: &Value, routes: &Self::Routes) -> Result<Value> {
+        self.cpu.spread(x.rows(), routes).map(Value::Rows)
+    }
+    fn linear_experts(
+        &self,
+        x: Input<'_, Self>,
+        w: &CpuWeight,
+        bias: Option<&CpuWeight>,
+        routes: &Self::Routes,
+    ) -> Result<Value> {
+        self.cpu.linear_experts(input(x), w, bias, routes).map(Value::Rows)
+    }
+    fn combine(&self, y: Value, routes: &Self::Routes, residual: Option<Value>) -> Result<Value> {
+        self.cpu.combine(y.into_rows(), routes, residual.map(Value::into_rows)).map(Value::Rows)
+    }
+    fn join_heads(&self, a: &Value, b: &Value, heads: usize) -> Result<Value> {
+        self.cpu.join_heads(a.rows(), b.rows(), heads).map(Value::Rows)
+    }
+    fn linear_heads(&self, x: &Value, w: &CpuWeight) -> Result<Value> {
+        self.cpu.linear_heads(x.rows(), w).map(Value::Rows)
+    }
+}
+
+/// The default bodies, on values that are computed already.
+impl Recurrent for Lazy {}

@@ -38,7 +38,8 @@ struct Sequence {
     tokens: Vec<u32>,
     /// Which rope frequencies its caches were computed with; see [`CausalLm::rope_set`].
     rope_set: usize,
-    /// Whether the caches were lost to a failed step and must be computed again.
+    /// Whether the caches hold fewer tokens, because they were lost to a failed step or could only go back further than
+    /// was asked: the others must be computed again.
     stale: bool,
     /// Its length before the tokens that were fed last: the shortest that it can always go back to.
     latest: usize,
@@ -118,8 +119,9 @@ impl<B: Backend> LocalSession<B> {
             let (len, old, stale) = (sequence.tokens.len(), sequence.rope_set, sequence.stale);
             let (set, total) = self.rope(w, len);
             if (stale || set != old) && len > 0 {
-                self.caches[w.sequence].truncate(0).map_err(rillm_nn::Error::from)?;
-                for at in (0..len).step_by(CHUNK) {
+                let held = if set == old { self.caches[w.sequence].len() } else { 0 };
+                self.caches[w.sequence].truncate(held).map_err(rillm_nn::Error::from)?;
+                for at in (held..len).step_by(CHUNK) {
                     let end = len.min(at + CHUNK);
                     self.ids.clear();
                     if let Some(Some(sequence)) = self.sequences.get(w.sequence) {
@@ -286,12 +288,21 @@ impl<B: Backend> Session for LocalSession<B> {
         }
         self.take_back(|other| other == sequence);
         let &Sequence { stale, latest, .. } = self.sequence(sequence)?;
-        if !stale && let Err(error) = self.caches[sequence].truncate(len) {
-            if len < latest {
+        let cache = &mut self.caches[sequence];
+        let held = if stale { len.min(cache.len()) } else { len };
+        if let Err(error) = cache.truncate(held) {
+            let has_states = self.kinds.iter().any(|kind| matches!(kind, CacheKind::State { .. }));
+            if has_states && cache.truncate(cache.nearest(held)).is_ok() {
+                // The next step computes what is missing.
+                if let Some(Some(s)) = self.sequences.get_mut(sequence) {
+                    s.stale = true;
+                }
+            } else if len < latest {
                 return Err(rillm_nn::Error::from(error).into());
+            } else {
+                // What was fed last can be taken back, but for a row that ran ahead and overwrote what is needed now.
+                self.lose(sequence);
             }
-            // What was fed last can be taken back, but for a row that ran ahead and overwrote what is needed now.
-            self.lose(sequence);
         }
         if let Some(Some(s)) = self.sequences.get_mut(sequence) {
             s.tokens.truncate(len);

@@ -1,10 +1,11 @@
-//! Where the keys and values of a sequence live, and which of them can be given back.
+//! Where the keys, values and states of a sequence live, and which of them can be given back.
 //!
 //! Not attention itself: a cache decides what is stored where; [`Backend::attention`] computes over the view
 //! that a cache gives. That keeps the sequences of a batch in one call, whatever caches they have.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod arrays;
 mod dense;
 mod rotating;
 mod sequence;
@@ -14,6 +15,7 @@ use std::ops::Range;
 
 use rillm_tensor_core::{AttnSpan, Backend, Keys};
 
+pub use arrays::{Arrays, ArraysCache};
 pub use dense::DenseKvCache;
 pub use rotating::RotatingKvCache;
 pub use sequence::{CacheKind, SequenceCache};
@@ -43,8 +45,16 @@ pub enum Error {
         /// Length there is.
         have: usize,
     },
+    /// A state is asked for that was not kept.
+    #[error("can't go back to {len} tokens: states were kept of 0 and of {kept:?} tokens")]
+    NoCheckpoint {
+        /// Length asked for.
+        len: usize,
+        /// Lengths that can be gone back to, besides 0.
+        kept: Vec<usize>,
+    },
     /// The model asks for another number of layers than the cache has.
-    #[error("the cache has no keys for layer {layer}")]
+    #[error("the cache has no such part for layer {layer}")]
     NoSuchLayer {
         /// Layer index.
         layer: usize,

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use proptest::prelude::*;
-use rillm_kvcache::{CacheKind, DenseKvCache, Error, KvCache, RotatingKvCache, SequenceCache};
+use rillm_kvcache::{
+    Arrays, ArraysCache, CacheKind, DenseKvCache, Error, KvCache, RotatingKvCache, SequenceCache,
+};
 use rillm_quant::RawTensor;
 use rillm_tensor_core::cpu::{Cpu, CpuTensor, Precision};
 use rillm_tensor_core::{AttnSpan, Backend, Ids, Keys};
@@ -212,6 +214,111 @@ proptest! {
             Err(_) => prop_assert_eq!(lengths(&mut caches), [len; 3]),
         }
     }
+}
+
+/// A state that tells how many tokens it has seen.
+fn state(cpu: &Cpu, seen: usize) -> Arrays<CpuTensor> {
+    [seen, seen + 1].iter().map(|n| cpu.upload(1, 1, &[*n as f32]).unwrap()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn states_go_back_to_what_was_kept(checkpoints in 0usize..4, ops in ops()) {
+        let rows = Rows::new();
+        let mut cache = ArraysCache::<Cpu>::new(checkpoints);
+        // Lengths that appends led to, and the one before the latest append.
+        let (mut len, mut reached, mut before) = (0, vec![0], None);
+        for op in &ops {
+            let to = match *op {
+                Op::Append(n) => {
+                    cache.append(n, state(&rows.cpu, len + n));
+                    before = Some(len);
+                    len += n;
+                    reached.push(len);
+                    len
+                }
+                Op::Truncate(part) => len * part / 1000 + usize::from(part > 1000),
+                Op::Back(n) => len.saturating_sub(n),
+            };
+            let nearest = cache.nearest(to);
+            prop_assert!(nearest <= to && reached.contains(&nearest));
+            match cache.truncate(to) {
+                Ok(()) => {
+                    prop_assert_eq!(nearest, to);
+                    if to < len {
+                        before = None;
+                    }
+                    len = to;
+                    reached.retain(|l| *l <= len);
+                }
+                Err(Error::TooShort { len: wanted, have }) => {
+                    prop_assert_eq!((wanted, have), (to, len));
+                    prop_assert!(to > len);
+                }
+                Err(Error::NoCheckpoint { len: wanted, kept }) => {
+                    prop_assert_eq!(wanted, to);
+                    prop_assert!(to > 0 && before != Some(to) && to < len);
+                    prop_assert!(kept.iter().all(|l| reached.contains(l)) && !kept.contains(&to));
+                    prop_assert!(kept.len() <= checkpoints + 1);
+                    // The nearest is one that works.
+                    cache.truncate(nearest).unwrap();
+                    (len, before) = (nearest, None);
+                    reached.retain(|l| *l <= len);
+                }
+                Err(other) => panic!("{other}"),
+            }
+            prop_assert_eq!((cache.len(), cache.is_empty()), (len, len == 0));
+            let seen = [0, 1].map(|i| cache.array(i).map(|x| rows.read(x)[0]));
+            let wanted = (len > 0).then_some(len as f32);
+            prop_assert_eq!(seen, [wanted, wanted.map(|n| n + 1.0)]);
+            prop_assert!(cache.arrays().count() <= 2 * (checkpoints + 2));
+            prop_assert!((cache.bytes(&rows.cpu) == 0) == (len == 0));
+        }
+    }
+
+    #[test]
+    fn a_hybrid_sequence_finds_a_length_that_all_layers_have(
+        window in 1usize..30,
+        appends in prop::collection::vec(1usize..9, 1..12),
+        back in 0usize..40,
+    ) {
+        let rows = Rows::new();
+        let state_kind = CacheKind::State { checkpoints: 2 };
+        let mut caches = SequenceCache::<Cpu>::new(&[CacheKind::Rotating { window }, state_kind, CacheKind::Dense]);
+        let mut len = 0;
+        for n in appends {
+            let ids: Vec<u32> = (len as u32..(len + n) as u32).collect();
+            rows.append(caches.layer(0).unwrap(), &ids);
+            caches.state_mut(1).unwrap().append(n, state(&rows.cpu, len + n));
+            rows.append(caches.layer(2).unwrap(), &ids);
+            len += n;
+        }
+        prop_assert!(caches.layer(1).is_err() && caches.state(0).is_err() && caches.view(1, 0..1).is_err());
+        prop_assert_eq!((caches.len(), caches.buffers().count() >= 6), (len, true));
+        let to = len.saturating_sub(back);
+        let nearest = caches.nearest(to);
+        prop_assert_eq!(caches.check_truncate(to).is_ok(), nearest == to);
+        caches.truncate(nearest).unwrap();
+        prop_assert_eq!(caches.len(), nearest);
+        prop_assert_eq!(caches.state(1).unwrap().len(), nearest);
+    }
+}
+
+#[test]
+fn a_prompt_stays_while_its_answer_is_decoded() {
+    let cpu = Cpu::builder().threads(1).build().unwrap();
+    let mut cache = ArraysCache::<Cpu>::new(1);
+    for n in [512, 88, 1, 1, 1, 1] {
+        cache.append(n, state(&cpu, 0));
+    }
+    assert_eq!((cache.nearest(603), cache.nearest(602), cache.nearest(599)), (603, 600, 0));
+    let error = cache.check_truncate(512).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "can't go back to 512 tokens: states were kept of 0 and of [600, 603] tokens"
+    );
 }
 
 #[test]

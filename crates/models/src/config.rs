@@ -143,6 +143,53 @@ impl<'a> Config<'a> {
         numbers.map(Some).ok_or_else(|| wrong(key, "an array of numbers", Some(value)))
     }
 
+    /// Two numbers in order, of which the second may be infinite, or `default`. Python writes such a number as
+    /// `Infinity`, transformers as `{"__float__": "Infinity"}`.
+    ///
+    /// # Errors
+    /// Anything else.
+    pub fn limits(&self, key: &str, default: [f64; 2]) -> Result<[f64; 2]> {
+        let Some(value) = self.get(key) else { return Ok(default) };
+        let number = |v: &Value| match v.get("__float__").and_then(Value::as_str) {
+            Some("Infinity") => Some(f64::INFINITY),
+            Some(_) => None,
+            None => v.as_f64(),
+        };
+        match value.as_array().map(|a| a.iter().map(number).collect::<Vec<_>>()).as_deref() {
+            Some(&[Some(low), Some(high)]) if low <= high => Ok([low, high]),
+            _ => Err(wrong(key, "two numbers in order", Some(value))),
+        }
+    }
+
+    /// For each of `layers` layers which of `names` it is, from the list at `key`, or what `default` says.
+    ///
+    /// # Errors
+    /// Another name, or not one for each layer.
+    pub fn layer_names<'n>(
+        &self,
+        key: &str,
+        layers: usize,
+        names: &[&'n str],
+        default: impl Fn(usize) -> &'n str,
+    ) -> Result<Vec<&'n str>> {
+        let Some(value) = self.get(key) else { return Ok((0..layers).map(default).collect()) };
+        let of = |v: &Value| names.iter().copied().find(|name| v.as_str() == Some(name));
+        let list = value.as_array().and_then(|a| a.iter().map(of).collect::<Option<Vec<_>>>());
+        list.filter(|l| l.len() == layers)
+            .ok_or_else(|| wrong(key, &format!("{layers} of {}", names.join(", ")), Some(value)))
+    }
+
+    /// Refuses a value of `key` other than `only`, which is also what its absence means.
+    ///
+    /// # Errors
+    /// Another value.
+    pub fn only(&self, key: &str, only: &str) -> Result<()> {
+        match self.get(key) {
+            Some(value) if value.as_str() != Some(only) => Err(wrong(key, only, Some(value))),
+            _ => Ok(()),
+        }
+    }
+
     /// An object inside, if there is one.
     ///
     /// # Errors

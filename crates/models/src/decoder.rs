@@ -2,7 +2,7 @@
 
 use rillm_kvcache::{CacheKind, SequenceCache};
 use rillm_nn::{CausalLm, Embedding, Linear, Mixer, Norm, Pass, PerLayer, Result, Tail, Weights};
-use rillm_tensor_core::{Backend, Batch, Ids, Input};
+use rillm_tensor_core::{Backend, Batch, FullBackend, Ids, Input};
 use smallvec::SmallVec;
 
 use crate::{BranchSpec, DecoderSpec, GroupSpec, NormSpec};
@@ -40,7 +40,7 @@ pub struct Decoder<B: Backend> {
     spec: DecoderSpec,
 }
 
-impl<B: Backend> Decoder<B> {
+impl<B: FullBackend> Decoder<B> {
     /// Loads the parameters that `spec` calls for, under the names that Llama's checkpoints have.
     ///
     /// # Errors
@@ -112,7 +112,7 @@ impl<B: Backend> Decoder<B> {
     }
 }
 
-impl<B: Backend> Group<B> {
+impl<B: FullBackend> Group<B> {
     fn load(
         w: &Weights<'_, B>,
         dim: usize,
@@ -166,7 +166,7 @@ fn load_norm<B: Backend>(w: &Weights<'_, B>, dim: usize, spec: Option<NormSpec>)
     spec.map(|n| w.norm(n.name, dim, n.kind)).transpose()
 }
 
-impl<B: Backend> Branch<B> {
+impl<B: FullBackend> Branch<B> {
     /// `slots` tells the layer of every cache so far.
     fn load(
         w: &Weights<'_, B>,
@@ -222,7 +222,7 @@ impl<B: Backend> Branch<B> {
     }
 }
 
-impl<B: Backend> CausalLm<B> for Decoder<B> {
+impl<B: FullBackend> CausalLm<B> for Decoder<B> {
     fn vocab(&self) -> usize {
         self.spec.vocab
     }

@@ -10,6 +10,7 @@ mod composite;
 mod config;
 mod decoder;
 mod error;
+mod experts;
 mod families;
 #[cfg(feature = "gguf")]
 pub mod gguf;

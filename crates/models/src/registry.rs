@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use rillm_nn::{Adapted, CausalLm, WeightSource, Weights};
-use rillm_tensor_core::Backend;
+use rillm_tensor_core::{Backend, FullBackend};
 
 use crate::{Config, Decoder, DecoderSpec, Error, Layout, Result, families, names};
 
@@ -42,7 +42,7 @@ impl DecoderFamily {
     }
 }
 
-impl<B: Backend> Family<B> for DecoderFamily {
+impl<B: FullBackend> Family<B> for DecoderFamily {
     fn model_types(&self) -> &[&'static str] {
         self.model_types
     }
@@ -77,9 +77,10 @@ pub struct Registry<B: Backend> {
     families: Vec<Box<dyn Family<B>>>,
 }
 
-impl<B: Backend> Default for Registry<B> {
+impl<B: FullBackend> Default for Registry<B> {
     fn default() -> Self {
-        Self { families: families::ALL.iter().map(|f| Box::new(*f) as Box<dyn Family<B>>).collect() }
+        let decoders = families::ALL.iter().map(|f| Box::new(*f) as Box<dyn Family<B>>);
+        Self { families: decoders.chain(families::others()).collect() }
     }
 }
 

@@ -1,10 +1,11 @@
 //! A decoder stated layer by layer: the vocabulary that families describe their models in. Loads and computes nothing.
 
 use rillm_nn::{
-    Attention, AttentionSpec, Bias, Mixer, Mlp, MlpSpec, NormKind, PerLayerGate, PerLayerSpec, Result,
-    Weights,
+    Attention, AttentionSpec, Bias, GatedConv, GatedConvSpec, GatedDelta, GatedDeltaSpec, Griffin,
+    GriffinSpec, Mamba, Mamba2, Mamba2Spec, MambaSpec, Mixer, Mla, MlaSpec, Mlp, MlpSpec, Moe, MoeSpec,
+    NormKind, PerLayerGate, PerLayerSpec, Result, Weights,
 };
-use rillm_tensor_core::Backend;
+use rillm_tensor_core::FullBackend;
 
 /// A decoder: an embedding, layers in order, a norm and a head.
 #[derive(Clone, Debug)]
@@ -92,6 +93,11 @@ impl BranchSpec {
     pub fn new(name: &'static str, mixer: MixerSpec, norm: Option<NormSpec>) -> Self {
         Self { name, mixer, norm, post_norm: None, factor: None, cache_of: None }
     }
+
+    /// `x += mixer(norm(x))`, where the norm of this kind has parameters called `norm`.
+    pub fn normed(name: &'static str, mixer: MixerSpec, norm: &'static str, kind: NormKind) -> Self {
+        Self::new(name, mixer, Some(NormSpec { name: norm, kind }))
+    }
 }
 
 /// A norm of a layer.
@@ -111,17 +117,38 @@ pub enum MixerSpec {
     Attention(AttentionSpec),
     /// A dense feed-forward layer.
     Mlp(MlpSpec),
+    /// Multi-head latent attention.
+    Mla(MlaSpec),
+    /// A mixture of experts.
+    Moe(MoeSpec),
     /// The gate of per-layer embeddings.
     PerLayerGate(PerLayerSpec),
+    /// A gated short convolution.
+    GatedConv(GatedConvSpec),
+    /// A selective state space.
+    Mamba(MambaSpec),
+    /// A state space with one decay for each head.
+    Mamba2(Mamba2Spec),
+    /// The gated delta rule.
+    GatedDelta(GatedDeltaSpec),
+    /// A gated linear recurrent unit.
+    Griffin(GriffinSpec),
 }
 
 impl MixerSpec {
     /// Loads the parameters of a mixer of layer `layer`.
-    pub(crate) fn load<B: Backend>(&self, w: &Weights<'_, B>, layer: usize) -> Result<Box<dyn Mixer<B>>> {
+    pub(crate) fn load<B: FullBackend>(&self, w: &Weights<'_, B>, layer: usize) -> Result<Box<dyn Mixer<B>>> {
         Ok(match self {
             Self::Attention(spec) => Box::new(Attention::load(w, spec.clone())?),
             Self::Mlp(spec) => Box::new(Mlp::load(w, *spec)?),
+            Self::Mla(spec) => Box::new(Mla::load(w, spec.clone())?),
+            Self::Moe(spec) => Box::new(Moe::load(w, *spec)?),
             Self::PerLayerGate(spec) => Box::new(PerLayerGate::load(w, *spec, layer)?),
+            Self::GatedConv(spec) => Box::new(GatedConv::load(w, *spec)?),
+            Self::Mamba(spec) => Box::new(Mamba::load(w, *spec)?),
+            Self::Mamba2(spec) => Box::new(Mamba2::load(w, spec.clone())?),
+            Self::GatedDelta(spec) => Box::new(GatedDelta::load(w, *spec)?),
+            Self::Griffin(spec) => Box::new(Griffin::load(w, *spec)?),
         })
     }
 }
@@ -180,6 +207,14 @@ impl LayerSpec {
         })
     }
 
+    /// Its mixture of experts, if it has one.
+    pub fn moe(&self) -> Option<&MoeSpec> {
+        self.branches().find_map(|b| match &b.mixer {
+            MixerSpec::Moe(spec) => Some(spec),
+            _ => None,
+        })
+    }
+
     /// Its dense feed-forward layer, if it has one.
     pub fn mlp(&self) -> Option<&MlpSpec> {
         self.branches().find_map(|b| match &b.mixer {
@@ -204,6 +239,19 @@ impl DecoderSpec {
             MixerSpec::Mlp(spec) => Some(spec),
             _ => None,
         })
+    }
+
+    /// Makes mixtures of experts of the feed-forward layers, by number, for which `of` gives one.
+    pub fn mix(&mut self, of: impl Fn(usize, &MlpSpec) -> Option<MoeSpec>) {
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            for branch in layer.branches_mut() {
+                if let MixerSpec::Mlp(mlp) = &branch.mixer
+                    && let Some(moe) = of(i, mlp)
+                {
+                    branch.mixer = MixerSpec::Moe(moe);
+                }
+            }
+        }
     }
 
     /// The branches of all layers, in order.

@@ -28,6 +28,8 @@ pub struct AttentionSpec {
     pub v_norm: Option<NormKind>,
     /// Whether each head has a score that takes part in its softmax without a value: `sinks` (gpt_oss).
     pub sinks: Bias,
+    /// What a gate on the result goes through: of `g_proj`, as wide as the result (qwen3_next).
+    pub gate: Option<Activation>,
     /// Queries, keys and values are cut off at this magnitude before anything else (olmo).
     pub clip: Option<f32>,
     /// Factor on the queries that grows with the position.
@@ -48,6 +50,7 @@ impl AttentionSpec {
             qk_norm: None,
             v_norm: None,
             sinks: Bias::None,
+            gate: None,
             clip: None,
             temperature: None,
             rope: None,
@@ -180,7 +183,7 @@ pub struct Attention<B: Backend> {
 }
 
 impl<B: Backend> Attention<B> {
-    /// Loads `q_proj`, `k_proj`, `v_proj`, `o_proj` and, if asked for, `q_norm` and `k_norm`.
+    /// Loads `q_proj`, `k_proj`, `v_proj`, `o_proj` and, if asked for, `g_proj`, `q_norm` and `k_norm`.
     ///
     /// # Errors
     /// Missing or misshapen parameters, or the backend's refusal.
@@ -192,6 +195,8 @@ impl<B: Backend> Attention<B> {
             KeyValues::Same => &parts[..2],
             KeyValues::Shared => &parts[..1],
         };
+        let mut parts = parts.to_vec();
+        parts.extend(spec.gate.map(|_| ("g_proj", p.out_dim())));
         let norm = |name, heads| {
             let load = |norms: QkNorm| {
                 HeadNorm::load(&w.at(name), norms, heads, p.head_dim).map(|norm| (norms.order, norm))
@@ -200,7 +205,7 @@ impl<B: Backend> Attention<B> {
         };
         let own = spec.kv != KeyValues::Shared;
         Ok(Self {
-            qkv: Linear::load(w, parts, spec.dim, spec.qkv_bias)?,
+            qkv: Linear::load(w, &parts, spec.dim, spec.qkv_bias)?,
             o: Linear::load(w, &[("o_proj", spec.dim)], p.out_dim(), spec.o_bias)?,
             q_norm: norm("q_norm", p.heads)?,
             k_norm: if own { norm("k_norm", p.kv_heads)? } else { None },
@@ -217,16 +222,21 @@ impl<B: Backend> Attention<B> {
     }
 
     /// Queries, keys and values of `x: [t, dim]`; the latter two are appended. Returns the queries, `[t, q_dim]`, as
-    /// they were projected.
+    /// they were projected, and the gate.
     fn cache(
         &self,
         be: &B,
         x: Input<'_, B>,
         pass: &Pass<'_, B>,
         caches: &mut [SequenceCache<B>],
-    ) -> Result<B::Tensor> {
+    ) -> Result<(B::Tensor, Option<B::Tensor>)> {
         let (p, batch) = (&self.spec.params, pass.batch);
-        let mut qkv = self.qkv.forward(be, x, None)?;
+        let (mut qkv, mut gate) = (self.qkv.forward(be, x, None)?, None);
+        if self.spec.gate.is_some() {
+            let width = be.shape(&qkv)[1];
+            let [rest, g] = be.split_cols(qkv, [width - p.out_dim(), p.out_dim()])?;
+            (qkv, gate) = (rest, Some(g));
+        }
         if let Some(limit) = self.spec.clip {
             qkv = be.activate(Activation::Clip { limit }, qkv)?;
         }
@@ -239,7 +249,7 @@ impl<B: Backend> Attention<B> {
                 let [q, k] = be.split_cols(qkv, [p.q_dim(), p.k_dim()])?;
                 (q, k.clone(), k)
             }
-            KeyValues::Shared => return Ok(qkv),
+            KeyValues::Shared => return Ok((qkv, gate)),
         };
         let rope = self.spec.rope.as_ref().map(|rope| rope.at(batch.rope_len()));
         let mut rope = rope.as_deref();
@@ -258,7 +268,7 @@ impl<B: Backend> Attention<B> {
         for span in batch.spans() {
             caches[span.sequence].layer(pass.slot)?.append(be, keys, &v, span.rows.clone())?;
         }
-        Ok(q)
+        Ok((q, gate))
     }
 
     /// Norm and rope of the queries, and what they see. Rows of `batch` may be fewer than those that were cached: the
@@ -310,10 +320,17 @@ impl<B: Backend> Mixer<B> for Attention<B> {
         pass: &Pass<'_, B>,
         caches: &mut [SequenceCache<B>],
     ) -> Result<B::Tensor> {
-        let q = Self::cache(self, be, x, pass, caches)?;
-        match pass.tail {
-            Some(tail) => self.attend(be, be.take_rows(&q, &tail.rows)?, pass.slot, &tail.batch, caches),
-            None => self.attend(be, q, pass.slot, pass.batch, caches),
+        let (mut q, mut gate) = Self::cache(self, be, x, pass, caches)?;
+        let mut batch = pass.batch;
+        if let Some(tail) = pass.tail {
+            q = be.take_rows(&q, &tail.rows)?;
+            gate = gate.map(|g| be.take_rows(&g, &tail.rows)).transpose()?;
+            batch = &tail.batch;
+        }
+        let y = self.attend(be, q, pass.slot, batch, caches)?;
+        match (self.spec.gate, gate) {
+            (Some(act), Some(gate)) => Ok(be.gate(act, gate, &y)?),
+            _ => Ok(y),
         }
     }
 

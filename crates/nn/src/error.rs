@@ -284,10 +284,44 @@ pub enum Error {
         mode: String,
     },
     /// A checkpoint that another library quantized, in a way that is not supported.
-    #[error("config.json: checkpoints quantized with {method} are not supported")]
+    #[error(
+        "config.json: checkpoints quantized with {method} are not supported (awq, bitnet, compressed-tensors, fbgemm_fp8, fp8, gptq and modelopt are)"
+    )]
     QuantizationMethod {
         /// `quant_method`.
         method: String,
+    },
+    /// An option of another library's quantization that is malformed or not supported.
+    #[error("config.json: quantization_config of {method}: {key}: wanted {want}, got {got}")]
+    QuantizationOption {
+        /// `quant_method`, and where in its configuration the option is.
+        method: String,
+        /// The option.
+        key: String,
+        /// What is supported.
+        want: &'static str,
+        /// What is there.
+        got: String,
+    },
+    /// A tensor has another type than its format wants.
+    #[error("{name}: the format wants {want}, the checkpoint has {got}")]
+    WeightType {
+        /// Full name.
+        name: String,
+        /// Type in the checkpoint.
+        got: String,
+        /// Types that it can have.
+        want: String,
+    },
+    /// A tensor has values that its format does not allow.
+    #[error("{name}: wanted {want}, got {got}")]
+    WeightValue {
+        /// Full name.
+        name: String,
+        /// What the format allows.
+        want: String,
+        /// What is there.
+        got: String,
     },
     /// A quantized matrix whose codes, scales and biases do not belong together.
     #[error("{name}: codes {codes:?}, scales {scales:?} and biases {biases:?} are no {wanted}")]

@@ -49,6 +49,11 @@ impl<B: Backend> Linear<B> {
         Ok(Self { weight, bias })
     }
 
+    /// Stored matrices that read the same input, without a bias.
+    pub(crate) fn prepared(w: &Weights<'_, B>, parts: &[RawTensor<'_>]) -> Result<Self> {
+        Ok(Self { weight: w.prepare(parts)?, bias: None })
+    }
+
     /// `x: [t, in]` -> `[t, out]`, the outputs of several parts side by side, added to `residual: [t, out]`.
     ///
     /// # Errors

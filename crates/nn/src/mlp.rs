@@ -28,6 +28,8 @@ pub struct MlpSpec {
     pub act: Activation,
     /// Whether the projections have biases.
     pub bias: Bias,
+    /// Factor on what `gate_proj` gives (falcon_h1).
+    pub gate_factor: Option<f32>,
 }
 
 /// A feed-forward layer.
@@ -36,6 +38,8 @@ pub struct Mlp<B: Backend> {
     /// `gate_proj` and `up_proj` merged, or `up_proj` alone.
     up: Linear<B>,
     down: Linear<B>,
+    /// Factors of the columns of gates and what they open.
+    factors: Option<B::Weight>,
     spec: MlpSpec,
 }
 
@@ -52,6 +56,12 @@ impl<B: Backend> Mlp<B> {
         Ok(Self {
             up: Linear::load(w, up, spec.dim, spec.bias)?,
             down: Linear::load(w, &[("down_proj", spec.dim)], spec.hidden, spec.bias)?,
+            factors: match spec.gate_factor {
+                Some(x) => {
+                    Some(w.vector("gate_proj", &[vec![x; spec.hidden], vec![1.0; spec.hidden]].concat())?)
+                }
+                None => None,
+            },
             spec: MlpSpec { act: learned(w, spec.act)?, ..spec },
         })
     }
@@ -73,7 +83,11 @@ fn learned<B: Backend>(w: &Weights<'_, B>, act: Activation) -> Result<Activation
 
 impl<B: Backend> Mixer<B> for Mlp<B> {
     fn mix(&self, be: &B, x: Input<'_, B>, _: &Pass<'_, B>, _: &mut [SequenceCache<B>]) -> Result<B::Tensor> {
-        self.up.forward(be, x, None)
+        let h = self.up.forward(be, x, None)?;
+        match &self.factors {
+            Some(factors) => Ok(be.scale_cols(h, factors)?),
+            None => Ok(h),
+        }
     }
 
     fn output(&self, be: &B, h: B::Tensor, residual: Option<B::Tensor>) -> Result<B::Tensor> {

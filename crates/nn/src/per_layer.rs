@@ -53,6 +53,15 @@ impl<B: Backend> PerLayer<B> {
     /// Those of the backend.
     pub fn forward(&self, be: &B, ids: Ids<'_, B>, x: &B::Tensor) -> Result<B::Tensor> {
         let factor = |n: usize| (n as f32).sqrt();
+        // Tokens that stand for images and sounds have no row: the first is taken.
+        let known: Vec<u32>;
+        let ids = match ids {
+            Ids::Host(ids) if ids.iter().any(|id| *id as usize >= self.spec.vocab) => {
+                known = ids.iter().map(|id| if (*id as usize) < self.spec.vocab { *id } else { 0 }).collect();
+                Ids::Host(&known)
+            }
+            ids => ids,
+        };
         let tokens = be.scale(self.embed.forward(be, ids)?, factor(self.spec.width))?;
         let y = be.scale(self.project.forward(be, Input::Rows(x), None)?, 1.0 / factor(self.spec.dim))?;
         let y = self.norm.forward(be, &y)?;

@@ -49,6 +49,33 @@ pub enum Input<'a, B: Backend> {
     },
 }
 
+impl<B: Backend> Clone for Input<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Input<'_, B> {}
+
+impl<B: Backend> Input<'_, B> {
+    /// What it stands for, as a tensor.
+    ///
+    /// # Errors
+    /// Those of the operation.
+    pub fn rows(self, be: &B) -> Result<B::Tensor> {
+        match self {
+            Self::Rows(x) => Ok(x.clone()),
+            Self::RmsNorm { x, w, eps } => be.rms_norm(x, w, eps),
+            Self::LayerNorm { x, w, bias, eps } => be.layer_norm(x, w, bias, eps),
+            Self::Gated { act, gate_up } => {
+                let half = be.shape(gate_up)[1] / 2;
+                let [gate, up] = be.split_cols(gate_up.clone(), [half; 2])?;
+                be.gate(act, gate, &up)
+            }
+        }
+    }
+}
+
 /// One method for each fused operation a decoder needs.
 ///
 /// A backend is a *value*, cheap to clone, that owns its resources (threads, buffers, stream). There is no
@@ -136,6 +163,8 @@ pub trait Backend: Clone + Debug + Send + Sized + 'static {
         src: &Self::Tensor,
         rows: std::ops::Range<usize>,
     ) -> Result<()>;
+    /// Activations `[rows, cols]` of the row-major `values`, in single precision.
+    fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Self::Tensor>;
     /// Copies `x` to host memory, row-major, waiting for it if need be.
     fn read(&self, x: &Self::Tensor, out: &mut Vec<f32>) -> Result<()>;
 
@@ -194,18 +223,7 @@ pub(crate) fn project_in_parts<B: Backend>(
     bias: Option<&B::Weight>,
     residual: Option<B::Tensor>,
 ) -> Result<B::Tensor> {
-    let y = match input {
-        Input::Rows(x) => be.linear(x, w, bias)?,
-        Input::RmsNorm { x, w: factors, eps } => be.linear(&be.rms_norm(x, factors, eps)?, w, bias)?,
-        Input::LayerNorm { x, w: factors, bias: shift, eps } => {
-            be.linear(&be.layer_norm(x, factors, shift, eps)?, w, bias)?
-        }
-        Input::Gated { act, gate_up } => {
-            let half = be.shape(gate_up)[1] / 2;
-            let [gate, up] = be.split_cols(gate_up.clone(), [half; 2])?;
-            be.linear(&be.gate(act, gate, &up)?, w, bias)?
-        }
-    };
+    let y = be.linear(&input.rows(be)?, w, bias)?;
     match residual {
         Some(h) => be.add(h, &y),
         None => Ok(y),

@@ -7,10 +7,14 @@
 mod backend;
 pub mod cpu;
 mod error;
+mod experts;
 #[cfg(feature = "mlx")]
 pub mod mlx;
 mod params;
+mod recurrent;
 
 pub use backend::{Backend, Ids, Input};
 pub use error::{Error, Result};
+pub use experts::{Experts, FullBackend, GroupScore, Groups, Routing, Score, Weigh};
 pub use params::{Activation, AttnParams, AttnSpan, Batch, Keys, KvLayout, Pairing, Rope, Span};
+pub use recurrent::{LinearAttention, Recurrent, RgLru, Rule, SelectiveScan, ShortConv, StateSpan, States};

@@ -5,6 +5,8 @@ use std::ops::Range;
 /// Nonlinearity of a feed-forward layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
+    /// `x`: a gate that multiplies.
+    Identity,
     /// `x * sigmoid(x)`.
     Silu,
     /// `x * Φ(x)` with the error function.
@@ -30,6 +32,14 @@ pub enum Activation {
         negative: f32,
         /// Slope at zero.
         slope: f32,
+    },
+    /// `g sigmoid(alpha g)` with `g = min(x, limit)`. In a gate, what it opens is cut off at `limit` and gets 1 added:
+    /// `act(gate) * (min(max(up, -limit), limit) + 1)` (gpt_oss).
+    ClippedSwish {
+        /// Factor on the argument of the sigmoid.
+        alpha: f32,
+        /// Where both operands are cut off.
+        limit: f32,
     },
 }
 

@@ -4,12 +4,15 @@
 
 mod reference;
 
+use std::ops::Range;
+
 use reference::plain::Plain;
-use reference::{Random, Span, activation, attention, close, dot, matrix};
+use reference::{Random, Span, activation, attention, close, dot, gated, matrix};
 use rillm_quant::{FloatType, Format, RawTensor};
 use rillm_tensor_core::cpu::{Cpu, Precision};
 use rillm_tensor_core::{
-    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, KvLayout, Pairing, Rope,
+    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Experts, Ids, Input, Keys, KvLayout, Pairing,
+    Rope,
 };
 
 /// How far results may be from `f64`, in parts of the magnitudes that enter them.
@@ -45,7 +48,7 @@ fn values<B: Backend>(be: &B, x: &B::Tensor) -> Vec<f32> {
 }
 
 /// All of the suite.
-fn conformance<B: Backend>(be: &B, tol: Tolerance) {
+fn conformance<B: Experts>(be: &B, tol: Tolerance) {
     let random = &mut Random(0x2545_f491_4f6c_dd1d);
     moves(be, random);
     embeddings(be, random);
@@ -57,6 +60,7 @@ fn conformance<B: Backend>(be: &B, tol: Tolerance) {
     projections(be, random, tol);
     rotated_keys(be, random, tol);
     sampled(be, random);
+    experts::experts(be, random, tol);
     wrong_shapes(be, random);
     wrong_buffers(be, random);
 }
@@ -268,7 +272,8 @@ fn arguments(random: &mut Random, n: usize) -> Vec<f32> {
     x
 }
 
-const ACTIVATIONS: [Activation; 8] = [
+const ACTIVATIONS: [Activation; 10] = [
+    Activation::Identity,
     Activation::Silu,
     Activation::Gelu,
     Activation::GeluTanh,
@@ -277,6 +282,7 @@ const ACTIVATIONS: [Activation; 8] = [
     Activation::Sigmoid,
     Activation::Clip { limit: 0.7 },
     Activation::XIelu { positive: 0.8, negative: 1.3, slope: 0.5 },
+    Activation::ClippedSwish { alpha: 1.702, limit: 1.5 },
 ];
 
 fn elementwise<B: Backend>(be: &B, random: &mut Random, tol: Tolerance) {
@@ -300,7 +306,7 @@ fn elementwise<B: Backend>(be: &B, random: &mut Random, tol: Tolerance) {
         for act in ACTIVATIONS {
             let name = format!("{act:?}");
             near(&be.activate(act, tx.clone()).unwrap(), &name, &|x, _| activation(act, x));
-            near(&be.gate(act, tx.clone(), &ty).unwrap(), &name, &|x, y| activation(act, x) * y);
+            near(&be.gate(act, tx.clone(), &ty).unwrap(), &name, &|x, y| gated(act, x, y));
         }
         near(&be.add(tx.clone(), &ty).unwrap(), "add", &|x, y| x + y);
         near(&be.scale(tx.clone(), -0.37).unwrap(), "scale", &|x, _| x * f64::from(-0.37f32));
@@ -482,7 +488,7 @@ fn wrong_shapes<B: Backend>(be: &B, random: &mut Random) {
     let y = tensor(be, &random.values(2 * 8, 1.0), 8);
     let z = tensor(be, &random.values(3 * 6, 1.0), 6);
     let w = be.prepare(&[matrix(random, Format::Float(FloatType::F32), 5, 6)]).unwrap();
-    let (five, six, three) = (vector(be, &[1.0; 5]), vector(be, &[1.0; 6]), vector(be, &[1.0; 3]));
+    let (five, six) = (vector(be, &[1.0; 5]), vector(be, &[1.0; 6]));
     let fails = |what: &str, result: rillm_tensor_core::Result<B::Tensor>| {
         let error = result.map(|t| be.shape(&t)).unwrap_err();
         assert!(matches!(error, Error::Shape { .. }), "{what}: {error}");
@@ -495,7 +501,7 @@ fn wrong_shapes<B: Backend>(be: &B, random: &mut Random) {
     fails("rms_norm", be.rms_norm(&x, &five, 1e-5));
     fails("rms_norm wider than a row", be.rms_norm(&z, &vector(be, &[1.0; 12]), 1e-5));
     fails("rms_norm by a matrix", be.rms_norm(&z, &w, 1e-5));
-    fails("layer_norm", be.layer_norm(&z, &three, None, 1e-5));
+    fails("layer_norm", be.layer_norm(&z, &five, None, 1e-5));
     fails("layer_norm bias", be.layer_norm(&z, &six, Some(&five), 1e-5));
     fails("add", be.add(x.clone(), &y));
     fails("add of other columns", be.add(x.clone(), &z));
@@ -620,6 +626,8 @@ fn cpu_keeps_ids_on_the_host() {
     assert!(cpu.name().contains("cpu"));
 }
 
+#[path = "conformance/experts.rs"]
+mod experts;
 #[cfg(feature = "mlx")]
 #[path = "conformance/mlx.rs"]
 mod mlx;

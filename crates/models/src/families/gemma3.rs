@@ -47,7 +47,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
 }
 
 /// Layers with a window: the nested parameters, or `rope_local_base_freq` without scaling.
-fn local_rope(c: &Config<'_>, head_dim: usize) -> Result<RopeSpec> {
+pub(super) fn local_rope(c: &Config<'_>, head_dim: usize) -> Result<RopeSpec> {
     if c.object("rope_parameters")?.is_some_and(|p| p.get("sliding_attention").is_some()) {
         return c.rope(head_dim, 10_000.0, Some("sliding_attention"));
     }

@@ -29,6 +29,7 @@ pub(super) fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         hidden: c.count_or("n_inner", 4 * dim)?,
         act: c.activation("activation_function", Activation::GeluTanh)?,
         bias: Bias::Added,
+        gate_factor: None,
     };
     let layer = |i: usize| {
         let scale = if by_layer { scaled / (i + 1) as f32 } else { scaled };

@@ -17,6 +17,8 @@ pub(super) struct Defaults {
     pub context: usize,
     /// `None`: `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
+    /// `None`: as many as query heads.
+    pub kv_heads: Option<usize>,
     /// The part of each head that is rotated.
     pub part: f64,
     pub pairing: Pairing,
@@ -28,6 +30,7 @@ pub(super) const DEFAULTS: Defaults = Defaults {
     tied: false,
     context: 2048,
     head_dim: None,
+    kv_heads: None,
     part: 1.0,
     pairing: Pairing::Halves,
 };
@@ -56,33 +59,15 @@ pub(super) fn bias_or(c: &Config<'_>, key: &str, default: bool) -> Result<Bias> 
 
 /// Llama's decoder with the dimensions of `c`: pre-norm, RMSNorm, gated feed-forward, no biases, rope everywhere.
 pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec> {
-    let dim = c.count("hidden_size")?;
-    let heads = c.count("num_attention_heads")?;
-    let head_dim = match (c.opt_count("head_dim")?, defaults.head_dim) {
-        (Some(n), _) | (None, Some(n)) => n,
-        (None, None) => (dim / heads).max(1),
-    };
-    let kv_heads = c.count_or("num_key_value_heads", heads)?;
-    if heads % kv_heads != 0 {
-        return Err(c.unsupported("num_key_value_heads", &format!("a divisor of {heads} heads")));
-    }
-    let norm = c.rms_norm(defaults.eps)?;
-    let mut rope = c.partial_rope(head_dim, defaults.theta, defaults.part, None)?;
-    rope.pairing = defaults.pairing;
-    let context = match rope.scaling {
-        RopeScaling::Dynamic { .. } => None,
-        _ => Some(c.count_or("max_position_embeddings", defaults.context)?),
-    };
-    let attn = AttentionSpec {
-        rope: Some(Arc::new(RotaryEmbedding::new(rope))),
-        ..AttentionSpec::new(dim, AttnParams::new(heads, kv_heads, head_dim))
-    };
+    let (dim, norm) = (c.count("hidden_size")?, c.rms_norm(defaults.eps)?);
+    let (attn, context) = attention(c, dim, defaults)?;
     let mlp = MlpSpec {
         kind: MlpKind::Gated,
         dim,
         hidden: c.count("intermediate_size")?,
         act: c.activation("hidden_act", Activation::Silu)?,
         bias: Bias::None,
+        gate_factor: None,
     };
     let layer = LayerSpec::new(MixerSpec::Attention(attn), MixerSpec::Mlp(mlp), Norms::Pre, norm);
     Ok(DecoderSpec {
@@ -98,8 +83,44 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
     })
 }
 
+/// Attention of a model of width `dim`, without biases, with rope; and the positions the model was made for.
+pub(super) fn attention(
+    c: &Config<'_>,
+    dim: usize,
+    defaults: &Defaults,
+) -> Result<(AttentionSpec, Option<usize>)> {
+    let heads = c.count("num_attention_heads")?;
+    let head_dim = match (c.opt_count("head_dim")?, defaults.head_dim) {
+        (Some(n), _) | (None, Some(n)) => n,
+        (None, None) => (dim / heads).max(1),
+    };
+    let kv_heads = match defaults.kv_heads {
+        Some(n) if !c.has("num_key_value_heads") => n,
+        _ => c.count_or("num_key_value_heads", heads)?,
+    };
+    if heads % kv_heads != 0 {
+        return Err(c.unsupported("num_key_value_heads", &format!("a divisor of {heads} heads")));
+    }
+    let mut rope = c.partial_rope(head_dim, defaults.theta, defaults.part, None)?;
+    rope.pairing = defaults.pairing;
+    let context = match rope.scaling {
+        RopeScaling::Dynamic { .. } => None,
+        _ => Some(c.count_or("max_position_embeddings", defaults.context)?),
+    };
+    let attn = AttentionSpec {
+        rope: Some(Arc::new(RotaryEmbedding::new(rope))),
+        ..AttentionSpec::new(dim, AttnParams::new(heads, kv_heads, head_dim))
+    };
+    Ok((attn, context))
+}
+
 /// No model is deeper; a hostile count must not allocate without a file behind it.
 pub(super) const MAX_LAYERS: usize = 4096;
+
+/// The number of layers, under the name `key`, or `default`.
+pub(super) fn layer_count_or(c: &Config<'_>, key: &str, default: usize) -> Result<usize> {
+    if c.get(key).is_some() { layer_count(c, key) } else { Ok(default) }
+}
 
 /// The number of layers, under the name `key`.
 pub(super) fn layer_count(c: &Config<'_>, key: &str) -> Result<usize> {

@@ -37,6 +37,21 @@ pub enum Origin {
         /// Rows that the stored matrix has in all.
         of: usize,
     },
+    /// Rows of one matrix of a stored stack of them (experts), or of one vector.
+    Stacked {
+        /// Stored name.
+        name: String,
+        /// Which matrix, and how many there are.
+        index: [usize; 2],
+        /// The first row.
+        start: usize,
+        /// From one row to the next: 2 where gates and what they open take turns.
+        step: usize,
+        /// Rows that a stored matrix has in all.
+        of: usize,
+        /// How the matrices lie.
+        lie: Lie,
+    },
     /// Columns of a stored matrix `[in, out]`, transposed (gpt2's Conv1D). Float formats only.
     Transposed {
         /// Stored name.
@@ -80,6 +95,15 @@ pub enum Origin {
     },
 }
 
+/// How the matrices of a stack lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// `[count, out, in]`.
+    Rows,
+    /// `[count, in, out]`. Float formats only.
+    Columns,
+}
+
 impl Origin {
     /// The stored name.
     pub fn name(&self) -> &str {
@@ -87,6 +111,7 @@ impl Origin {
             Self::Tensor(name)
             | Self::Rows { name, .. }
             | Self::Strided { name, .. }
+            | Self::Stacked { name, .. }
             | Self::Transposed { name, .. }
             | Self::Unpermuted { name, .. }
             | Self::Unstacked { name, .. }
@@ -126,7 +151,7 @@ impl<S: WeightSource, F: Fn(&str) -> Origin + Send + Sync> WeightSource for Adap
             return Ok(None);
         };
         let stored = borrowed(&raw);
-        let raw = transform(raw, &origin, &stored_shape)?;
+        let raw = transform(raw, &origin, (&stored_shape, want))?;
         if matches!(raw.codes, Cow::Owned(_)) {
             stored.into_iter().for_each(|bytes| self.source.release(bytes));
         }
@@ -163,6 +188,13 @@ fn stored_shape(origin: &Origin, want: &[usize]) -> Vec<usize> {
     match (origin, want) {
         (Origin::Rows { of, .. } | Origin::Strided { of, .. }, [_, cols]) => vec![*of, *cols],
         (Origin::Transposed { of, .. }, [_, cols]) => vec![*cols, *of],
+        (Origin::Stacked { index: [_, count], of, lie: Lie::Rows, .. }, [_, cols]) => {
+            vec![*count, *of, *cols]
+        }
+        (Origin::Stacked { index: [_, count], of, lie: Lie::Columns, .. }, [_, cols]) => {
+            vec![*count, *cols, *of]
+        }
+        (Origin::Stacked { index: [_, count], of, .. }, [_]) => vec![*count, *of],
         (Origin::Rows { of, .. } | Origin::Strided { of, .. } | Origin::Transposed { of, .. }, [_]) => {
             vec![*of]
         }
@@ -170,7 +202,11 @@ fn stored_shape(origin: &Origin, want: &[usize]) -> Vec<usize> {
     }
 }
 
-fn transform<'a>(raw: RawTensor<'a>, origin: &Origin, stored: &[usize]) -> Result<RawTensor<'a>> {
+fn transform<'a>(
+    raw: RawTensor<'a>,
+    origin: &Origin,
+    (stored, want): (&[usize], &[usize]),
+) -> Result<RawTensor<'a>> {
     let quant = |source| Error::Quant { name: origin.name().to_owned(), source };
     let mismatch = |raw: &RawTensor<'_>| Error::WeightShape {
         name: origin.name().to_owned(),
@@ -182,6 +218,10 @@ fn transform<'a>(raw: RawTensor<'a>, origin: &Origin, stored: &[usize]) -> Resul
     }
     match origin {
         Origin::Tensor(_) => Ok(raw),
+        Origin::Stacked { .. } => {
+            let part = of_stack(&raw, origin, want).map_err(quant)?;
+            part.ok_or_else(|| mismatch(&raw))
+        }
         Origin::Rows { rows, .. } | Origin::Transposed { rows, .. } if raw.shape.len() == 1 => {
             let values = raw.decode().map_err(quant)?;
             let part = values.get(rows.clone()).ok_or_else(|| mismatch(&raw))?;
@@ -193,13 +233,9 @@ fn transform<'a>(raw: RawTensor<'a>, origin: &Origin, stored: &[usize]) -> Resul
             }
             Ok(raw.rows_range(rows.clone()))
         }
-        Origin::Strided { start, run, stride, .. } => {
-            let (n, start, run, stride) = (lines(&raw), *start, *run, *stride);
-            if run == 0 || stride == 0 || start + run > stride || n % stride != 0 || raw.shape.len() > 2 {
-                return Err(mismatch(&raw));
-            }
-            let picked = (0..n / stride * run).map(|j| j / run * stride + start + j % run);
-            reordered(&raw, picked).map_err(quant)
+        Origin::Strided { .. } | Origin::Unpermuted { .. } | Origin::Unstacked { .. } => {
+            let order = order(origin, lines(&raw)).filter(|_| raw.shape.len() <= 2);
+            reordered(&raw, &order.ok_or_else(|| mismatch(&raw))?).map_err(quant)
         }
         Origin::Transposed { rows, .. } => {
             if raw.shape.len() != 2 || rows.end > raw.cols() {
@@ -210,27 +246,6 @@ fn transform<'a>(raw: RawTensor<'a>, origin: &Origin, stored: &[usize]) -> Resul
             let columns = rows.clone().flat_map(|c| (0..n).map(move |r| (r, c)));
             let turned: Vec<f32> = columns.map(|(r, c)| values[r * cols + c]).collect();
             RawTensor::from_f32(vec![rows.len(), n], &turned).map_err(quant)
-        }
-        Origin::Unpermuted { heads, .. } => {
-            let n = lines(&raw);
-            if *heads == 0 || !n.is_multiple_of(2) || !(n / 2).is_multiple_of(*heads) {
-                return Err(mismatch(&raw));
-            }
-            let (dim, half) = (n / heads, n / heads / 2);
-            let stored_row = move |r: usize| {
-                let (head, r) = (r / dim, r % dim);
-                head * dim + 2 * (r % half) + r / half
-            };
-            reordered(&raw, (0..n).map(stored_row)).map_err(quant)
-        }
-        Origin::Unstacked { parts, heads, .. } => {
-            let (n, parts, heads) = (lines(&raw), *parts, *heads);
-            if parts == 0 || heads == 0 || !n.is_multiple_of(parts) || !(n / parts).is_multiple_of(heads) {
-                return Err(mismatch(&raw));
-            }
-            let dim = n / parts / heads;
-            let stored_row = move |r: usize| (r / dim % parts * heads + r / dim / parts) * dim + r % dim;
-            reordered(&raw, (0..n).map(stored_row)).map_err(quant)
         }
         Origin::Shifted { by, .. } => {
             let values: Vec<f32> = raw.decode().map_err(quant)?.iter().map(|x| x + by).collect();
@@ -246,16 +261,75 @@ fn lines(raw: &RawTensor<'_>) -> usize {
 }
 
 /// The rows of a matrix, or the values of a vector, of these numbers.
-fn reordered(
-    raw: &RawTensor<'_>,
-    order: impl ExactSizeIterator<Item = usize> + Clone,
-) -> rillm_quant::Result<RawTensor<'static>> {
+fn reordered(raw: &RawTensor<'_>, order: &[usize]) -> rillm_quant::Result<RawTensor<'static>> {
     if raw.shape.len() != 1 {
-        return Ok(raw.take_rows(order));
+        return Ok(raw.take_rows(order.iter().copied()));
     }
     let values = raw.decode()?;
-    let ordered: Vec<f32> = order.map(|i| values[i]).collect();
+    let ordered: Vec<f32> = order.iter().map(|&i| values[i]).collect();
     RawTensor::from_f32(vec![ordered.len()], &ordered)
+}
+
+/// The rows, of `n` stored ones, that a parameter consists of; `None` if they don't divide so.
+fn order(origin: &Origin, n: usize) -> Option<Vec<usize>> {
+    match *origin {
+        Origin::Strided { start, run, stride, .. } => {
+            if run == 0 || stride == 0 || start + run > stride || n % stride != 0 {
+                return None;
+            }
+            Some((0..n / stride * run).map(|j| j / run * stride + start + j % run).collect())
+        }
+        Origin::Unpermuted { heads, .. } => {
+            if heads == 0 || !n.is_multiple_of(2) || !(n / 2).is_multiple_of(heads) {
+                return None;
+            }
+            let (dim, half) = (n / heads, n / heads / 2);
+            let stored = |head: usize, r: usize| head * dim + 2 * (r % half) + r / half;
+            Some((0..n).map(|r| stored(r / dim, r % dim)).collect())
+        }
+        Origin::Unstacked { parts, heads, .. } => {
+            if parts == 0 || heads == 0 || !n.is_multiple_of(parts) || !(n / parts).is_multiple_of(heads) {
+                return None;
+            }
+            let dim = n / parts / heads;
+            let stored = |head: usize, part: usize| (part * heads + head) * dim;
+            Some((0..n).map(|r| stored(r / dim / parts, r / dim % parts) + r % dim).collect())
+        }
+        _ => None,
+    }
+}
+
+/// The rows that `origin`, a part of a stack, names in `raw`; `None` if they are not there.
+fn of_stack<'a>(
+    raw: &RawTensor<'a>,
+    origin: &Origin,
+    want: &[usize],
+) -> rillm_quant::Result<Option<RawTensor<'a>>> {
+    let (Origin::Stacked { index: [i, count], start, step, of, lie, .. }, Some(&rows)) =
+        (origin, want.first())
+    else {
+        return Ok(None);
+    };
+    let last = rows.checked_sub(1).and_then(|n| n.checked_mul(*step)).and_then(|n| n.checked_add(*start));
+    if i >= count || last.is_none_or(|last| last >= *of) || raw.shape.first() != Some(count) {
+        return Ok(None);
+    }
+    let at = |row: usize| start + row * step;
+    match (raw.shape[..].len(), lie) {
+        (2, _) => {
+            let vector = raw.rows_range(*i..i + 1).decode()?;
+            let values: Vec<f32> = (0..rows).map(|r| vector[at(r)]).collect();
+            RawTensor::from_f32(vec![rows], &values).map(Some)
+        }
+        (3, Lie::Rows) if *step == 1 => Ok(Some(raw.rows_range(i * of + start..i * of + start + rows))),
+        (3, Lie::Rows) => Ok(Some(raw.take_rows((0..rows).map(|r| i * of + at(r))))),
+        (3, Lie::Columns) => {
+            let inp = raw.shape[1];
+            let turned = crate::mla::transposed(&raw.rows_range(i * inp..(i + 1) * inp))?;
+            Ok(Some(turned.take_rows((0..rows).map(at))))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// A source that borrows another.

@@ -1,6 +1,7 @@
 //! Checkpoints: files of named parameters. Knows files, not backends or models.
 
 mod adapt;
+mod foreign;
 mod gguf;
 #[allow(unsafe_code)] // Mapping a file is unsafe; the file says why it holds.
 mod map;
@@ -8,7 +9,7 @@ mod quantization;
 mod safetensors;
 mod scope;
 
-pub use adapt::{Adapted, Origin};
+pub use adapt::{Adapted, Lie, Origin};
 pub use gguf::{Array, Gguf, NumberType, Numbers, Value};
 pub use quantization::Quantization;
 pub use safetensors::Safetensors;

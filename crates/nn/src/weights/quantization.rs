@@ -1,20 +1,23 @@
-//! How MLX quantized a checkpoint: `quantization` of config.json, and the decision for one matrix. Reads no
-//! tensors and decodes nothing.
+//! How a checkpoint is quantized: `quantization` of config.json as MLX writes it, and the decision for one matrix.
+//! Reads no tensors and decodes nothing. What other libraries write is read in `foreign`.
 
 use std::collections::HashMap;
 
 use rillm_quant::{FloatType, Format};
 use serde_json::{Map, Value};
 
+use super::foreign::Foreign;
 use crate::{Error, Result};
 
-/// `quantization` of a config.json, as MLX writes it: defaults and a map from module paths to settings.
+/// How a config.json says that its checkpoint is quantized: `quantization` as MLX writes it, defaults and a map from
+/// module paths to settings; or `quantization_config` of another library.
 ///
 /// The default value knows nothing: what has scales is then recognised by its shapes alone.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Quantization {
     default: Option<Setting>,
     modules: HashMap<String, Option<Setting>>,
+    foreign: Option<Foreign>,
 }
 
 /// Parameters of one quantized matrix.
@@ -63,22 +66,25 @@ const AFFINE_GROUPS: [usize; 3] = [64, 32, 128];
 const AFFINE_BITS: [&[u32]; 2] = [&[4, 8, 6, 5], &[3, 2]];
 
 impl Quantization {
-    /// Reads `quantization` of a config.json, or `quantization_config` where that is MLX's copy of it. A config
-    /// without either gives the default.
+    /// Reads `quantization` of a config.json, or `quantization_config` (also that of its `text_config`), which is MLX's
+    /// copy of it or another library's. A config without either gives the default.
     ///
     /// # Errors
-    /// [`Error::QuantizationConfig`], [`Error::QuantizationMode`]; [`Error::QuantizationMethod`] where
-    /// `quantization_config` belongs to another library.
+    /// [`Error::QuantizationConfig`], [`Error::QuantizationMode`], [`Error::QuantizationOption`];
+    /// [`Error::QuantizationMethod`] where `quantization_config` belongs to a library whose formats are not known.
     pub fn from_config(config: &Value) -> Result<Self> {
         let present = |key| config.get(key).filter(|v| !v.is_null());
-        let Some(value) = present("quantization").or_else(|| present("quantization_config")) else {
-            return Ok(Self::default());
-        };
+        let text = || config.get("text_config")?.get("quantization_config").filter(|v| v.is_object());
+        let found = present("quantization").or_else(|| present("quantization_config")).or_else(text);
+        let Some(value) = found else { return Ok(Self::default()) };
         let map = object("the model", value)?;
         match map.get("quant_method").and_then(Value::as_str) {
             // gpt-oss: its families know the names of its blocks.
             Some("mxfp4") => return Ok(Self::default()),
-            Some(method) => return Err(Error::QuantizationMethod { method: method.to_owned() }),
+            Some(method) => {
+                let foreign = Some(Foreign::from_config(method, map)?);
+                return Ok(Self { foreign, ..Self::default() });
+            }
             None => {}
         }
         let mut modules = HashMap::new();
@@ -91,7 +97,12 @@ impl Quantization {
                 _ => continue,
             };
         }
-        Ok(Self { default: Some(default), modules })
+        Ok(Self { default: Some(default), modules, foreign: None })
+    }
+
+    /// How another library quantized the checkpoint, if one did.
+    pub(super) fn foreign(&self) -> Option<&Foreign> {
+        self.foreign.as_ref()
     }
 
     pub(super) fn decide(&self, path: &str) -> Decision {
@@ -229,9 +240,9 @@ mod tests {
     fn quantization_config_is_read_where_it_is_a_copy() {
         let copy = json!({"quantization_config": {"group_size": 64, "bits": 8, "x": false}});
         assert_eq!(Quantization::from_config(&copy).unwrap().decide("x"), Decision::Dense);
-        let gptq = json!({"quantization_config": {"quant_method": "gptq", "bits": 4}});
-        let e = Quantization::from_config(&gptq).unwrap_err();
-        assert!(matches!(e, Error::QuantizationMethod { method } if method == "gptq"));
+        let aqlm = json!({"quantization_config": {"quant_method": "aqlm", "bits": 4}});
+        let e = Quantization::from_config(&aqlm).unwrap_err();
+        assert!(matches!(e, Error::QuantizationMethod { method } if method == "aqlm"));
         let both = json!({"quantization": {"bits": 8}, "quantization_config": {"quant_method": "gptq"}});
         assert_eq!(Quantization::from_config(&both).unwrap().default, Some(affine(8, 64)));
     }

@@ -1,4 +1,5 @@
-//! Safetensors checkpoints, one file or sharded, with matrices quantized by MLX. Not a writer.
+//! Safetensors checkpoints, one file or sharded, with matrices quantized by MLX; those that other libraries quantized
+//! are converted by `foreign`. Not a writer.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::WeightSource;
+use super::foreign::Module;
 use super::map::Bytes;
 use super::quantization::{Decision, Mode, Parts, Quantization, Setting};
 use crate::{Error, Result};
@@ -44,12 +46,28 @@ struct Entry {
     range: Range<usize>,
 }
 
+/// The type of stored values.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Dtype {
+pub(super) enum Dtype {
     Float(FloatType),
     U32,
     U8,
+    I8,
+    I32,
+    I64,
+    /// 8-bit floats with 3 bits of mantissa.
+    E4M3,
+    /// Exponents of 8 bits.
+    E8M0,
     Other(Box<str>),
+}
+
+/// A tensor as it is in its file, of as many bytes as its shape takes, if its type is known.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stored<'a> {
+    pub dtype: &'a Dtype,
+    pub shape: &'a [usize],
+    pub bytes: &'a [u8],
 }
 
 impl Safetensors {
@@ -218,6 +236,31 @@ impl Safetensors {
         Ok(tensor)
     }
 
+    /// mxfp4 as Hugging Face stores it: `{name}_blocks: [.., in / 32, 16]` and `{name}_scales: [.., in / 32]`, bytes
+    /// whose low nibble comes first.
+    fn blocks(&self, name: &str) -> Result<Option<RawTensor<'_>>> {
+        let part = |part: &str| self.tensors.get(&format!("{name}_{part}"));
+        let (Some(blocks), Some(scales)) = (part("blocks"), part("scales")) else { return Ok(None) };
+        for (entry, part) in [(blocks, "blocks"), (scales, "scales")] {
+            if entry.dtype != Dtype::U8 {
+                return Err(self.unsupported(&format!("{name}_{part}"), entry));
+            }
+        }
+        let lead = match blocks.shape.split_last() {
+            Some((16, lead)) if lead == scales.shape => lead,
+            _ => {
+                let want = scales.shape.iter().copied().chain([16]).collect();
+                let name = format!("{name}_blocks");
+                return Err(Error::WeightShape { name, got: blocks.shape.clone(), want });
+            }
+        };
+        let (groups, lead) = lead.split_last().map_or((0, lead), |(groups, lead)| (*groups, lead));
+        let shape = lead.iter().copied().chain([groups.saturating_mul(32)]).collect();
+        let parts = [self.bytes(blocks), self.bytes(scales), Cow::Borrowed(&[][..])];
+        let quant = |source| Error::Quant { name: name.to_owned(), source };
+        RawTensor::new(Format::MxFp4, shape, parts).map(Some).map_err(quant)
+    }
+
     fn global_scale(&self, path: &str) -> Result<Option<f32>> {
         let name = format!("{path}.global_scale");
         let Some(entry) = self.tensors.get(&name) else { return Ok(None) };
@@ -230,8 +273,30 @@ impl Safetensors {
         }
     }
 
+    /// The tensor called `name` in the files.
+    pub(super) fn stored(&self, name: &str) -> Option<Stored<'_>> {
+        let Entry { file, dtype, shape, range } = self.tensors.get(name)?;
+        Some(Stored { dtype, shape, bytes: &self.files[*file].bytes[range.clone()] })
+    }
+
+    /// The matrix of module `path`, converted, if another library quantized it.
+    fn converted(&self, path: &str) -> Result<Option<RawTensor<'_>>> {
+        let Some(foreign) = self.quantization.foreign() else { return Ok(None) };
+        let module = Module::new(self, path);
+        let matrix = foreign.matrix(&module)?;
+        if matches!(&matrix, Some(RawTensor { codes: Cow::Owned(_), .. })) {
+            module.release(foreign.all_leaves());
+        }
+        Ok(matrix)
+    }
+
     fn find(&self, name: &str, cols: Option<usize>) -> Result<Option<RawTensor<'_>>> {
-        let Some(entry) = self.tensors.get(name) else { return Ok(None) };
+        if let Some(path) = name.strip_suffix(".weight")
+            && let Some(matrix) = self.converted(path)?
+        {
+            return Ok(Some(matrix));
+        }
+        let Some(entry) = self.tensors.get(name) else { return self.blocks(name) };
         let Some(path) = name.strip_suffix(".weight") else {
             return self.dense(name, entry).map(Some);
         };
@@ -247,8 +312,16 @@ impl Safetensors {
         codes.dtype == Dtype::U32 && self.tensors.contains_key(&format!("{path}.scales"))
     }
 
+    /// Whether matrix `name` is stored as blocks and scales.
+    fn is_blocks(&self, name: &str) -> bool {
+        ["blocks", "scales"].iter().all(|part| self.tensors.contains_key(&format!("{name}_{part}")))
+    }
+
     /// Whether `name` is a part of a quantized matrix other than its codes.
     fn is_part(&self, name: &str) -> bool {
+        if name.strip_suffix("_scales").is_some_and(|matrix| self.is_blocks(matrix)) {
+            return true;
+        }
         [".scales", ".biases", ".global_scale"].iter().any(|part| {
             name.strip_suffix(part).is_some_and(|path| {
                 let codes = self.tensors.get(&format!("{path}.weight"));
@@ -286,7 +359,14 @@ impl WeightSource for Safetensors {
     }
 
     fn names(&self) -> Vec<String> {
-        self.tensors.keys().filter(|name| !self.is_part(name)).cloned().collect()
+        if let Some(foreign) = self.quantization.foreign() {
+            return self.tensors.keys().filter_map(|name| foreign.parameter(self, name)).collect();
+        }
+        let whole = |name: &String| match name.strip_suffix("_blocks") {
+            Some(matrix) if self.is_blocks(matrix) => Some(matrix.to_owned()),
+            _ => Some(name.clone()).filter(|name| !self.is_part(name)),
+        };
+        self.tensors.keys().filter_map(whole).collect()
     }
 }
 
@@ -383,6 +463,11 @@ impl Dtype {
             "BF16" => Self::Float(FloatType::BF16),
             "U32" => Self::U32,
             "U8" => Self::U8,
+            "I8" => Self::I8,
+            "I32" => Self::I32,
+            "I64" => Self::I64,
+            "F8_E4M3" => Self::E4M3,
+            "F8_E8M0" => Self::E8M0,
             other => Self::Other(other.into()),
         }
     }
@@ -394,6 +479,11 @@ impl fmt::Display for Dtype {
             Self::Float(t) => write!(f, "{t:?}"),
             Self::U32 => f.write_str("U32"),
             Self::U8 => f.write_str("U8"),
+            Self::I8 => f.write_str("I8"),
+            Self::I32 => f.write_str("I32"),
+            Self::I64 => f.write_str("I64"),
+            Self::E4M3 => f.write_str("F8_E4M3"),
+            Self::E8M0 => f.write_str("F8_E8M0"),
             Self::Other(name) => f.write_str(name),
         }
     }

@@ -59,6 +59,11 @@ impl<'a, B: Backend> Weights<'a, B> {
         self.backend
     }
 
+    /// Whether there is a parameter `leaf`.
+    pub fn has(&self, leaf: &str) -> bool {
+        matches!(self.shared.source.get(&self.name(leaf)), Ok(Some(_)) | Err(_))
+    }
+
     /// Parameter `leaf` as stored, of shape `want`.
     ///
     /// # Errors
@@ -114,6 +119,11 @@ impl<'a, B: Backend> Weights<'a, B> {
         let raw = RawTensor::from_f32(vec![values.len()], values)
             .map_err(|source| Error::Quant { name: self.name(leaf), source })?;
         self.prepare(&[raw])
+    }
+
+    /// Whether parameter `leaf` is stored in shape `want`.
+    pub(crate) fn has_shape(&self, leaf: &str, want: &[usize]) -> bool {
+        matches!(self.shared.source.get_shaped(&self.name(leaf), want), Ok(Some(raw)) if raw.shape == want)
     }
 
     /// Packs stored tensors; see [`Backend::prepare`]. The checkpoint's pages go as soon as they are packed.

@@ -271,34 +271,54 @@ impl<'a> Work<'a> {
                     let within = |x: usize| x.clamp(block, block + BLOCK) - block;
                     *seen = Seen { lo: within(of.start), hi: within(of.end) };
                 }
-                self.load(task, tile, block, lo.max(block)..hi.min(block + BLOCK));
-                let strips = self.ctx.kernels.tiles.as_ref().map(|t| t.strips);
-                (self.ctx.kernels.attention.block)(tile, &seen[..queries.len()], scoring, strips);
+                let positions = lo.max(block)..hi.min(block + BLOCK);
+                let (kernels, seen) = (&self.ctx.kernels, &seen[..queries.len()]);
+                if tile.reads_cached([self.p.head_dim, self.p.v_head_dim]) && Self::in_a_row(task, &positions)
+                {
+                    let cached = self.cached(task, positions.start);
+                    (kernels.attention.cached_block)(tile, seen, scoring, cached);
+                } else {
+                    self.load(task, tile, block, positions);
+                    let strips = kernels.tiles.as_ref().map(|t| t.strips);
+                    (kernels.attention.block)(tile, seen, scoring, strips);
+                }
                 block += BLOCK;
             }
         }
     }
 
+    /// Up to which position those from `from` on lie in consecutive slots: the end of the kept ones, or of the ring.
+    fn run_end(layout: &KvLayout, from: usize) -> usize {
+        if from < layout.keep { layout.keep } else { from + (layout.keep + layout.ring - layout.slot(from)) }
+    }
+
+    /// Whether `positions` lie in consecutive slots.
+    fn in_a_row(task: &Task<'_>, positions: &Range<usize>) -> bool {
+        Self::run_end(&task.span.layout, positions.start) >= positions.end
+    }
+
+    /// The keys and values of the task's head from `position` on.
+    fn cached<'d>(&self, task: &Task<'d>, position: usize) -> [CachedHead<'d>; 2] {
+        let (slot, head, last) = (task.span.layout.slot(position), task.kv_head, self.p.kv_heads - 1);
+        let of = |data, head_dim: usize| {
+            let stride = self.p.kv_heads * head_dim;
+            // Heads go from the last to the first.
+            let fetched = if head == last { [0, stride] } else { [head * head_dim, (head + 1) * head_dim] };
+            CachedHead { data, at: slot * stride + head * head_dim, stride, head_dim, fetched }
+        };
+        [of(task.span.k, self.p.head_dim), of(task.span.v, self.p.v_head_dim)]
+    }
+
     /// Loads the keys and values at `positions` into the block that begins at `block`.
     fn load(&self, task: &Task<'_>, tile: &mut Tile<'_>, block: usize, positions: Range<usize>) {
-        let (layout, p) = (&task.span.layout, self.p);
+        let layout = &task.span.layout;
         let mut from = positions.start;
         while from < positions.end {
-            let slot = layout.slot(from);
-            // Positions lie in consecutive slots up to the end of the kept ones, or of the ring.
-            let end =
-                if from < layout.keep { layout.keep } else { from + (layout.keep + layout.ring - slot) };
-            let end = end.min(positions.end);
-            let head = |data, stride, head_dim| CachedHead {
-                data,
-                at: slot * stride + task.kv_head * head_dim,
-                stride,
-                head_dim,
-            };
+            let end = Self::run_end(layout, from).min(positions.end);
             let rows = |dim: usize| (from - block) * padded(dim)..(end - block) * padded(dim);
-            let load = self.ctx.kernels.attention.load;
-            load(head(task.span.k, p.k_dim(), p.head_dim), &mut tile.k[rows(p.head_dim)]);
-            load(head(task.span.v, p.v_dim(), p.v_head_dim), &mut tile.v[rows(p.v_head_dim)]);
+            let [k, v] = self.cached(task, from);
+            (self.ctx.kernels.attention.load)(k, &mut tile.k[rows(self.p.head_dim)]);
+            (self.ctx.kernels.attention.load)(v, &mut tile.v[rows(self.p.v_head_dim)]);
             from = end;
         }
     }

@@ -1,6 +1,7 @@
 //! `linear`: activations times packed matrices, cut into panels of tokens and runs of row blocks, over the threads.
 //! The arithmetic is in `kernels/matmul.rs` for few tokens, in `kernels/tiles.rs` for many.
 
+mod many;
 mod panels;
 mod tiled;
 
@@ -8,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rillm_quant::FloatType;
 
+pub(crate) use self::many::{Along, Job, many};
 use self::panels::build;
 use super::buffer::Buffer;
 use super::kernels::Kernels;
@@ -25,6 +27,8 @@ const PANELS_IN_CACHE: usize = 1 << 20;
 /// Bytes of weights of one task, at most, so that threads finish together. A thread that changes places more often
 /// than this reads slower: what the processor fetches ahead is lost.
 const TASK_BYTES: usize = 512 << 10;
+/// Results of a run of a kernel, for 16 rows each.
+const SUMS: usize = 8 * MAX_TOKENS;
 /// Tasks for each thread, if the matrices are small.
 const TASKS: usize = 4;
 
@@ -220,22 +224,29 @@ impl Product<'_> {
         }
         let token_bytes = layout.units * panel.unit_bytes();
         let in_cache = (PANELS_IN_CACHE / token_bytes.max(1)).max(MAX_TOKENS) / MAX_TOKENS * MAX_TOKENS;
-        let mut sums = [[0.0; LANES]; MAX_TOKENS];
+        let mut sums = [[0.0; LANES]; SUMS];
+        // Blocks that meet one panel at a time, or panels that meet one block.
+        let step = if self.t <= MAX_TOKENS { SUMS / panel.all_slots(self.t) } else { 1 };
         for first in (0..self.t).step_by(in_cache) {
             let last = self.t.min(first + in_cache);
-            for block in task.blocks.clone() {
-                let rows = LANES.min(part.rows() - block * LANES);
+            for from in task.blocks.clone().step_by(step) {
+                let blocks = from..task.blocks.end.min(from + step);
                 let mut start = first;
                 while start < last {
                     let slots = panel.slots(self.t - start);
-                    let x = &x.bytes()[start * token_bytes..];
-                    let sums = &mut sums[..slots];
-                    (ctx.kernels.multiply)(Tile { block: part.block(block), layout, panel, x, out: sums });
-                    for (i, sums) in sums.iter().enumerate().take(self.t - start) {
-                        // SAFETY: see `multiply`.
-                        unsafe { out.put([start + i, task.column + block * LANES], sums, rows) };
+                    let tokens = ((last - start) / slots).clamp(1, SUMS / slots / blocks.len()) * slots;
+                    let x = &x.bytes()[start * token_bytes..][..tokens * token_bytes];
+                    let sums = &mut sums[..blocks.len() * tokens];
+                    let tile = Tile { blocks: part.run(blocks.clone()), layout, panel, slots, x, out: sums };
+                    (ctx.kernels.multiply)(tile);
+                    for (block, sums) in blocks.clone().zip(sums.chunks_exact(tokens)) {
+                        let rows = LANES.min(part.rows() - block * LANES);
+                        for (i, sums) in sums.iter().enumerate().take(self.t - start) {
+                            // SAFETY: see `multiply`.
+                            unsafe { out.put([start + i, task.column + block * LANES], sums, rows) };
+                        }
                     }
-                    start += slots;
+                    start += tokens;
                 }
             }
         }

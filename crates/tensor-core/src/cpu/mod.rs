@@ -6,9 +6,11 @@
 mod attention;
 mod bandwidth;
 mod buffer;
+mod experts;
 mod kernels;
 mod matmul;
 mod packed;
+mod recurrent;
 mod rope;
 mod rows;
 mod source;
@@ -35,6 +37,7 @@ use crate::{
 };
 
 pub use self::bandwidth::Bandwidth;
+pub use self::experts::CpuRoutes;
 pub use self::matmul::Precision;
 pub use self::tensor::CpuTensor;
 
@@ -52,6 +55,7 @@ struct Inner {
     precision: Precision,
     scratch: Scratch,
     weights: Arena,
+    caches: Arena,
     pool: Arc<Pool>,
     angles: Angles,
 }
@@ -102,6 +106,7 @@ impl CpuBuilder {
             precision: self.precision,
             scratch: Scratch::default(),
             weights: Arena::default(),
+            caches: Arena::default(),
             pool: Arc::default(),
             angles: Angles::default(),
         })))
@@ -118,20 +123,31 @@ enum Stored {
     Vector(Vec<f32>),
     /// Matrices of equal width, rows stacked.
     Matrices(Vec<Packed>),
+    /// One for each expert or head, of equal shape.
+    Stack(Vec<CpuWeight>),
 }
 
 impl CpuWeight {
     fn vector(&self, op: &'static str) -> Result<&[f32]> {
         match &self.0 {
             Stored::Vector(v) => Ok(v),
-            Stored::Matrices(m) => Err(shape(op, dims(m), [1, m.first().map_or(0, Packed::cols)])),
+            _ => Err(shape(op, self.dims(), [1, self.dims()[1]])),
         }
     }
 
     fn matrices(&self, op: &'static str) -> Result<&[Packed]> {
         match &self.0 {
             Stored::Matrices(m) => Ok(m),
-            Stored::Vector(v) => Err(shape(op, [1, v.len()], [v.len(), 1])),
+            _ => Err(shape(op, self.dims(), [self.dims()[1], 1])),
+        }
+    }
+
+    /// Rows and columns, of one of a stack.
+    fn dims(&self) -> [usize; 2] {
+        match &self.0 {
+            Stored::Vector(v) => [1, v.len()],
+            Stored::Matrices(m) => dims(m),
+            Stored::Stack(all) => all.first().map_or([0, 0], Self::dims),
         }
     }
 }
@@ -267,7 +283,7 @@ fn slots<'a>(dst: &'a mut CpuTensor, at: usize, src: &CpuTensor, rows: &Range<us
     let there = rows.start <= rows.end && rows.end <= src.rows;
     let fits = src.cols == cols && there && at.checked_add(rows.len()).is_some_and(|end| end <= dst.rows);
     let wrong = shape("write_rows", [src.rows, src.cols], [dst.rows, cols]);
-    match dst.kv_mut() {
+    match dst.kv_mut()? {
         Some(kv) if fits => Ok(kv.part(at * cols..(at + rows.len()) * cols)),
         _ => Err(wrong),
     }
@@ -320,13 +336,14 @@ impl Backend for Cpu {
         match &w.0 {
             Stored::Vector(v) => 4 * v.len(),
             Stored::Matrices(m) => m.iter().map(Packed::bytes).sum(),
+            Stored::Stack(all) => all.iter().map(|w| self.weight_bytes(w)).sum(),
         }
     }
 
     fn kv_buffer(&self, rows: usize, cols: usize) -> Result<CpuTensor> {
         match self.0.precision {
-            Precision::Exact => CpuTensor::single(rows, cols),
-            Precision::Fast => CpuTensor::half(rows, cols),
+            Precision::Exact => CpuTensor::single(&self.0.caches, rows, cols),
+            Precision::Fast => CpuTensor::half(&self.0.caches, rows, cols),
         }
     }
 
@@ -498,6 +515,17 @@ impl Backend for Cpu {
             _ => return Err(wrong),
         }
         Ok(())
+    }
+
+    fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<CpuTensor> {
+        if rows.checked_mul(cols) != Some(values.len()) {
+            return Err(shape("upload", [1, values.len()], [rows, cols]));
+        }
+        let mut out = self.alloc(rows, cols)?;
+        if let Some(to) = out.unique() {
+            to.copy_from_slice(values);
+        }
+        Ok(out)
     }
 
     fn read(&self, x: &CpuTensor, out: &mut Vec<f32>) -> Result<()> {

@@ -29,6 +29,7 @@
 mod pack;
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use half::{bf16, f16};
@@ -291,15 +292,15 @@ impl Packed {
         &self.layout
     }
 
-    /// The bytes of block `block`, and of what follows it.
-    pub(crate) fn block(&self, block: usize) -> &[u8] {
+    /// The bytes of blocks `blocks`.
+    pub(crate) fn run(&self, blocks: Range<usize>) -> &[u8] {
         let size = self.layout.block_bytes();
-        &self.data.bytes()[block * size..][..size]
+        &self.data.bytes()[blocks.start * size..blocks.end * size]
     }
 
     /// The values of row `row`, exactly as stored. `out: [cols]`.
     pub(crate) fn row(&self, row: usize, out: &mut [f32]) {
-        let bytes = self.block(row / LANES);
+        let bytes = self.run(row / LANES..row / LANES + 1);
         for (unit, out) in out.chunks_mut(UNIT).enumerate() {
             let (meta, codes) = self.layout.offsets(unit);
             let values = &bytes[codes..][..self.layout.codes.unit_bytes()];

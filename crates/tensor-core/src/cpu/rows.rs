@@ -19,6 +19,12 @@ impl<'a> Rows<'a> {
         &self.data[i * self.stride..][..self.cols]
     }
 
+    /// Rows `rows`, which exist.
+    pub fn part(self, rows: std::ops::Range<usize>) -> Self {
+        let data = self.data.get(rows.start * self.stride..).unwrap_or_default();
+        Self { data, rows: rows.len(), ..self }
+    }
+
     /// Columns `[at, at + cols)`.
     pub fn columns(self, at: usize, cols: usize) -> Self {
         Self { data: self.data.get(at..).unwrap_or_default(), cols, ..self }

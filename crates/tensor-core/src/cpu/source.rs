@@ -26,6 +26,18 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// Rows `rows`, which exist.
+    pub(crate) fn part(&self, rows: std::ops::Range<usize>) -> Self {
+        match *self {
+            Self::Rows(x) => Self::Rows(x.part(rows)),
+            Self::RmsNorm { x, w, eps } => Self::RmsNorm { x: x.part(rows), w, eps },
+            Self::LayerNorm { x, w, bias, eps } => Self::LayerNorm { x: x.part(rows), w, bias, eps },
+            Self::Gated { act, gate, up } => {
+                Self::Gated { act, gate: gate.part(rows.clone()), up: up.part(rows) }
+            }
+        }
+    }
+
     /// Rows, and values of each.
     pub(crate) fn shape(&self) -> [usize; 2] {
         let [x, _] = self.reads();

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use half::f16;
 
-use super::buffer::Buffer;
+use super::buffer::{Arena, Buffer, Piece};
 use super::rows::{Rows, RowsMut};
 use crate::{Error, Result};
 
@@ -58,15 +58,6 @@ impl Pool {
     }
 }
 
-/// `len` values `zero`, or the error that there is no memory for them.
-fn zeroed<T: Clone>(len: usize, zero: T, what: &'static str) -> Result<Vec<T>> {
-    let mut values = Vec::new();
-    let bytes = len.saturating_mul(size_of::<T>());
-    values.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { what, bytes })?;
-    values.resize(len, zero);
-    Ok(values)
-}
-
 /// A reference-counted buffer; the last owner returns it to its pool.
 #[derive(Clone)]
 pub(super) struct Buf {
@@ -101,8 +92,8 @@ enum Data {
     /// Activations.
     Pooled(Buf),
     /// Keys or values in `f32` (exact) or `f16`.
-    Single(Arc<Vec<f32>>),
-    Half(Arc<Vec<f16>>),
+    Single(Arc<Piece>),
+    Half(Arc<Piece>),
 }
 
 /// Values of keys or values, for kernels.
@@ -139,18 +130,18 @@ impl CpuTensor {
     /// A zeroed key buffer in single precision.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`].
-    pub(super) fn single(rows: usize, cols: usize) -> Result<Self> {
-        let data = Data::Single(Arc::new(zeroed(rows.saturating_mul(cols), 0.0, "keys and values")?));
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub(super) fn single(memory: &Arena, rows: usize, cols: usize) -> Result<Self> {
+        let data = Data::Single(Arc::new(keys::<f32>(memory, rows, cols)?));
         Ok(Self { data, offset: 0, rows, cols, stride: cols })
     }
 
     /// A zeroed key buffer in half precision.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`].
-    pub(super) fn half(rows: usize, cols: usize) -> Result<Self> {
-        let data = Data::Half(Arc::new(zeroed(rows.saturating_mul(cols), f16::ZERO, "keys and values")?));
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub(super) fn half(memory: &Arena, rows: usize, cols: usize) -> Result<Self> {
+        let data = Data::Half(Arc::new(keys::<f16>(memory, rows, cols)?));
         Ok(Self { data, offset: 0, rows, cols, stride: cols })
     }
 
@@ -163,8 +154,7 @@ impl CpuTensor {
     pub(super) fn bytes(&self) -> usize {
         match &self.data {
             Data::Pooled(b) => 4 * b.values().len(),
-            Data::Single(d) => 4 * d.len(),
-            Data::Half(d) => 2 * d.len(),
+            Data::Single(d) | Data::Half(d) => d.bytes().len(),
         }
     }
 
@@ -172,7 +162,7 @@ impl CpuTensor {
     pub(super) fn view(&self) -> Option<Rows<'_>> {
         let values = match &self.data {
             Data::Pooled(b) => b.values(),
-            Data::Single(d) => d.as_slice(),
+            Data::Single(d) => d.values(),
             Data::Half(_) => return None,
         };
         let data = values.get(self.offset..)?;
@@ -201,20 +191,39 @@ impl CpuTensor {
     /// Keys or values, if this is a buffer of them.
     pub(super) fn kv(&self) -> Option<KvData<'_>> {
         match &self.data {
-            Data::Single(d) => Some(KvData::F32(d)),
-            Data::Half(d) => Some(KvData::F16(d)),
+            Data::Single(d) => Some(KvData::F32(d.values())),
+            Data::Half(d) => Some(KvData::F16(d.values())),
             Data::Pooled(_) => None,
         }
     }
 
     /// Keys or values to write; a shared buffer is copied first.
-    pub(super) fn kv_mut(&mut self) -> Option<KvMut<'_>> {
-        match &mut self.data {
-            Data::Single(d) => Some(KvMut::F32(Arc::make_mut(d).as_mut_slice())),
-            Data::Half(d) => Some(KvMut::F16(Arc::make_mut(d).as_mut_slice())),
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) for the copy.
+    pub(super) fn kv_mut(&mut self) -> Result<Option<KvMut<'_>>> {
+        Ok(match &mut self.data {
+            Data::Single(d) => Some(KvMut::F32(unshared(d)?.values_mut())),
+            Data::Half(d) => Some(KvMut::F16(unshared(d)?.values_mut())),
             Data::Pooled(_) => None,
-        }
+        })
     }
+}
+
+/// What the memory of caches is for.
+const KEYS: &str = "keys and values";
+
+/// `rows` times `cols` zeros of type `T`.
+fn keys<T>(memory: &Arena, rows: usize, cols: usize) -> Result<Piece> {
+    memory.take(rows.saturating_mul(cols).saturating_mul(size_of::<T>()), KEYS)
+}
+
+/// A piece that nobody else reads: itself, or a copy in its place.
+fn unshared(piece: &mut Arc<Piece>) -> Result<&mut Piece> {
+    if Arc::get_mut(piece).is_none() {
+        *piece = Arc::new(piece.copy(KEYS)?);
+    }
+    Arc::get_mut(piece).ok_or(Error::OutOfMemory { what: KEYS, bytes: 0 })
 }
 
 /// Keys or values to write.

@@ -19,7 +19,9 @@ const SPIN: Duration = Duration::from_micros(50);
 const POLLS: u32 = 16;
 /// A wait for a worker that is longer than this, and than a few tasks, means that it lost its core.
 const STALL: Duration = Duration::from_micros(200);
-/// How long the caller works alone after a stall, at first and at most.
+/// A stall that took less than this part of the time since the one before costs less than the workers give.
+const BEARABLE: u32 = 8;
+/// How long the caller works alone after other stalls, at first and at most.
 const ALONE: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(200)];
 
 /// Workers inside the open job.
@@ -79,14 +81,16 @@ unsafe impl Send for Shared {}
 struct Pace {
     /// Until when, after a stall.
     alone_until: Option<Instant>,
-    /// For how long after the next stall.
+    /// For how long after the last stall.
     alone_for: Duration,
+    /// When the last stall, and what work alone followed it, ended.
+    paired_since: Option<Instant>,
 }
 
 /// The calling thread and `count() - 1` workers of its own.
 ///
 /// Tasks are claimed one at a time by whoever is free, so a worker that has lost its core to another process
-/// delays the caller only if it was in the middle of a task; when that happens, the caller works alone for a
+/// delays the caller only if it was in the middle of a task; when that happens often, the caller works alone for a
 /// while. Workers without work sleep after some microseconds.
 pub(crate) struct Threads {
     shared: Arc<Shared>,
@@ -115,7 +119,7 @@ impl Threads {
             panic: Mutex::new(None),
             left: (Mutex::new(()), Condvar::new()),
         });
-        let pace = Mutex::new(Pace { alone_until: None, alone_for: ALONE[0] });
+        let pace = Mutex::new(Pace { alone_until: None, alone_for: ALONE[0], paired_since: None });
         let mut threads = Self { shared, workers: Vec::with_capacity(workers), pace };
         for i in 0..workers {
             let shared = Arc::clone(&threads.shared);
@@ -150,7 +154,8 @@ impl Threads {
         let own = catch_unwind(AssertUnwindSafe(|| self.shared.claim(tasks, body, &mut mine)));
         let waited = self.shared.close();
         if mine > 0 && waited > STALL {
-            pace.judge(start, start.elapsed().saturating_sub(waited) / mine, waited);
+            let now = Instant::now();
+            pace.judge(now, (now - start).saturating_sub(waited) / mine, waited);
         }
         let theirs = lock(&self.shared.panic).take();
         drop(pace);
@@ -199,14 +204,20 @@ impl Drop for Threads {
 }
 
 impl Pace {
-    /// Sets the caller to work alone if a wait was a stall, longer each time if stalls follow one another.
-    fn judge(&mut self, start: Instant, task: Duration, waited: Duration) {
+    /// After a wait at `now`: sets the caller to work alone if stalls cost more than the workers give, longer each time
+    /// if they follow one another.
+    fn judge(&mut self, now: Instant, task: Duration, waited: Duration) {
         if waited < STALL + 4 * task {
             return;
         }
-        let again = self.alone_until.is_some_and(|until| start < until + 4 * self.alone_for);
-        self.alone_for = if again { (2 * self.alone_for).min(ALONE[1]) } else { ALONE[0] };
-        self.alone_until = Some(Instant::now() + self.alone_for);
+        let since = self.paired_since.replace(now);
+        let paired = since.map_or(Duration::MAX, |since| now.saturating_duration_since(since + waited));
+        if waited < paired / BEARABLE {
+            return;
+        }
+        self.alone_for = if paired < waited { (2 * self.alone_for).min(ALONE[1]) } else { ALONE[0] };
+        self.alone_until = Some(now + self.alone_for);
+        self.paired_since = self.alone_until;
     }
 }
 
@@ -534,18 +545,28 @@ mod tests {
 
     #[test]
     fn the_caller_works_alone_after_stalls_for_longer_each_time() {
-        let mut pace = Pace { alone_until: None, alone_for: ALONE[0] };
-        let now = Instant::now();
-        pace.judge(now, Duration::from_millis(1), Duration::from_millis(3));
-        assert!(pace.alone_until.is_none(), "three tasks' time is no stall");
-        for wanted in [5, 10, 20, 40, 80, 160, 200, 200] {
-            pace.judge(Instant::now(), Duration::from_micros(10), Duration::from_millis(3));
-            assert_eq!(pace.alone_for, Duration::from_millis(wanted));
-            assert!(pace.alone_until.unwrap() > Instant::now() + pace.alone_for / 2);
+        let mut pace = Pace { alone_until: None, alone_for: ALONE[0], paired_since: None };
+        let (mut now, stall) = (Instant::now(), Duration::from_millis(3));
+        pace.judge(now, Duration::from_millis(1), stall);
+        assert!(pace.paired_since.is_none(), "three tasks' time is no stall");
+        // The first one, and some that are far apart.
+        for _ in 0..4 {
+            pace.judge(now, Duration::ZERO, stall);
+            assert!(pace.alone_until.is_none());
+            now += (BEARABLE + 2) * stall;
         }
-        // A stall long after the last one counts as the first.
-        pace.alone_until = Some(now);
-        pace.judge(now + Duration::from_secs(1), Duration::ZERO, Duration::from_millis(3));
+        now -= BEARABLE * stall;
+        pace.judge(now, Duration::ZERO, stall);
+        assert_eq!(pace.alone_until, Some(now + ALONE[0]));
+        for wanted in [10, 20, 40, 80, 160, 200, 200] {
+            now = pace.alone_until.unwrap_or(now) + stall;
+            pace.judge(now, Duration::ZERO, stall);
+            assert_eq!(pace.alone_for, Duration::from_millis(wanted));
+            assert_eq!(pace.alone_until, Some(now + pace.alone_for));
+        }
+        // A stall a while after the last one counts as the first.
+        now = pace.alone_until.unwrap_or(now) + 3 * stall;
+        pace.judge(now, Duration::ZERO, stall);
         assert_eq!(pace.alone_for, ALONE[0]);
     }
 

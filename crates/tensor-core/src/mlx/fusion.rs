@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use mlx_rs::{Array, Dtype};
 
 use super::cuda::{Attend, Matvec, Prologue};
-use super::tensor::{Asked, Columns, Turn, Written};
+use super::tensor::{Asked, Buffer, Columns, Turn, Written};
 use super::weight::{MlxWeight, dims};
 use super::{Mlx, MlxTensor};
 use crate::{Activation, AttnParams, AttnSpan, Batch, Input, Pairing, Result, Rope};
@@ -112,30 +112,8 @@ impl Mlx {
         else {
             return Ok(None);
         };
-        let (Some(Asked { at, row: key }), Some(Asked { at: value_at, row: value })) =
-            (&keys.asked, &values.asked)
-        else {
-            return Ok(None);
-        };
-        let (Some(turn), Some(key_turn)) = (&query.turn, &key.turn) else { return Ok(None) };
-        let (len, at) = (span.layout.len, *at);
-        let window = p.narrower(span.window).into_iter().chain(p.chunk).min().unwrap_or(usize::MAX);
-        let in_order = span.layout.keep == 0 && len <= span.layout.ring && window >= len;
-        let one_row = Arc::ptr_eq(&query.row, &key.row)
-            && Arc::ptr_eq(&query.row, &value.row)
-            && value.turn.is_none()
-            && [query.from, key.from, value.from] == [0, p.q_dim(), p.q_dim() + p.k_dim()]
-            && query.of.dim(1) as usize == p.q_dim() + p.k_dim() + p.v_dim();
-        let latest = [at, *value_at, turn.position] == [len - 1; 3] && turn.is(key_turn);
-        let heads =
-            [64, 128, 256].contains(&p.head_dim) && turn.rope.head_dim == p.head_dim && p.softcap.is_none();
-        let heads = heads && p.v_head_dim == p.head_dim;
-        let typed = [&query.of, &keys.array, &values.array].iter().all(|x| x.dtype() == self.dtype());
-        let several = span.k.shape()[0] > 1 && span.v.shape()[0] > 1;
-        if !(typed && in_order && one_row && latest && heads && several && span.rows == (0..1)) {
-            return Ok(None);
-        }
-
+        let Some(turn) = self.turn_of_token(query, [&keys, &values], span, p) else { return Ok(None) };
+        let at = span.layout.len - 1;
         let asks = self.0.evals.load(Ordering::Relaxed) + self.0.submits.load(Ordering::Relaxed);
         // Kernels before this one wrote both or neither. What they wrote counts as there once it is under way.
         let chained = match (&keys.written, &values.written) {
@@ -145,17 +123,15 @@ impl Mlx {
         };
         for (buffer, shape) in [(&mut *keys, span.k.shape()), (&mut *values, span.v.shape())] {
             let Some(Asked { row, .. }) = buffer.asked.take() else { continue };
-            let own = buffer.read_to <= at;
-            if !chained || !own {
+            if !chained || buffer.read_to > at {
                 buffer.settle(shape, self)?;
             }
-            if !own {
+            if buffer.read_to > at {
                 // Any update makes it the kernel's to write to; this one's row is written over.
                 let row = Columns { turn: None, ..row }.array(shape[1], self)?;
                 buffer.update(at, &row, 1, shape)?;
             }
         }
-        let splits = Attend::splits(p.heads, len);
         let what = Attend {
             dtype: self.dtype(),
             head: p.head_dim,
@@ -164,9 +140,9 @@ impl Mlx {
             pairs: turn.rope.inv_freq.len(),
             halves: turn.rope.pairing == Pairing::Halves,
             scale: p.scale.to_bits(),
-            splits,
+            splits: Attend::splits(p.heads, at),
         };
-        let (rates, length) = (self.0.ropes.rates(&turn.rope)?, self.0.kernels.length(len - 1)?);
+        let (rates, length) = (self.0.ropes.rates(&turn.rope)?, self.0.kernels.length(at)?);
         let after = keys.written.as_ref().map_or(&query.of, |written| &written.rows);
         let inputs = [&query.of, &keys.array, &values.array, &rates, &length, after];
         let [out, rows] = self.0.kernels.attend(what, &inputs)?;
@@ -175,5 +151,34 @@ impl Mlx {
             buffer.written = Some(Written { at, rows: rows.clone(), which, call: Arc::clone(&call), asks });
         }
         Ok(Some(MlxTensor::shaped(out, [1, p.q_dim()])))
+    }
+
+    /// The rotation of a token's query and key, if the kernel takes them: queries, keys and values are the columns of one
+    /// row, and the latter two are to be written to the slot of the token's position, after all others.
+    fn turn_of_token<'a>(
+        &self,
+        query: &'a Columns,
+        [keys, values]: [&Buffer; 2],
+        span: &AttnSpan<'_, MlxTensor>,
+        p: &AttnParams,
+    ) -> Option<&'a Turn> {
+        let [Asked { at, row: key }, Asked { at: value_at, row: value }] =
+            [keys.asked.as_ref()?, values.asked.as_ref()?];
+        let (turn, len) = (query.turn.as_ref()?, span.layout.len);
+        let window = p.narrower(span.window).into_iter().chain(p.chunk).min().unwrap_or(usize::MAX);
+        let in_order = span.layout.keep == 0 && len <= span.layout.ring && window >= len;
+        let one_row = Arc::ptr_eq(&query.row, &key.row)
+            && Arc::ptr_eq(&query.row, &value.row)
+            && value.turn.is_none()
+            && [query.from, key.from, value.from] == [0, p.q_dim(), p.q_dim() + p.k_dim()]
+            && query.of.dim(1) as usize == p.q_dim() + p.k_dim() + p.v_dim();
+        let latest = [*at, *value_at, turn.position].iter().all(|position| position + 1 == len)
+            && key.turn.as_ref().is_some_and(|key| turn.is(key));
+        let heads = [64, 128, 256].contains(&p.head_dim)
+            && [turn.rope.head_dim, p.v_head_dim] == [p.head_dim; 2]
+            && p.softcap.is_none();
+        let typed = [&query.of, &keys.array, &values.array].iter().all(|x| x.dtype() == self.dtype());
+        let several = span.k.shape()[0] > 1 && span.v.shape()[0] > 1;
+        (typed && in_order && one_row && latest && heads && several && span.rows == (0..1)).then_some(turn)
     }
 }

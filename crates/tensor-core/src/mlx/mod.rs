@@ -10,6 +10,7 @@
 mod attention;
 mod builder;
 mod cuda;
+mod experts;
 mod fusion;
 mod raw;
 mod rope;
@@ -34,10 +35,12 @@ use self::weight::{Matrix, dims};
 use crate::backend::project_in_parts;
 use crate::cpu::Precision;
 use crate::{
-    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, KvLayout, Result, Rope,
+    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, KvLayout, Recurrent, Result,
+    Rope,
 };
 
 pub use self::builder::{MlxBuilder, MlxDevice};
+pub use self::experts::MlxRoutes;
 pub use self::tensor::MlxTensor;
 pub use self::weight::MlxWeight;
 
@@ -153,6 +156,14 @@ impl Mlx {
         })
     }
 
+    /// Forgets the most memory that was in use so far.
+    ///
+    /// # Errors
+    /// MLX's.
+    pub fn reset_peak_memory() -> Result<()> {
+        memory::reset_peak_memory().map_err(exception)
+    }
+
     fn dtype(&self) -> Dtype {
         *self.0.dtype.get().unwrap_or(&Dtype::Float32)
     }
@@ -181,9 +192,10 @@ impl Mlx {
     /// `x` by stacked matrices, side by side.
     fn product(&self, x: &Array, matrices: &[Matrix]) -> Result<Array> {
         if let [matrix] = matrices {
-            return matrix.multiply(x, self.dtype());
+            return matrix.multiply(x, self.dtype(), self.0.on);
         }
-        let parts = matrices.iter().map(|m| m.multiply(x, self.dtype())).collect::<Result<Vec<_>>>()?;
+        let parts =
+            matrices.iter().map(|m| m.multiply(x, self.dtype(), self.0.on)).collect::<Result<Vec<_>>>()?;
         ops::concatenate(&parts, 1).map_err(exception)
     }
 }
@@ -231,6 +243,7 @@ fn check_span(q: &MlxTensor, s: &AttnSpan<'_, MlxTensor>, p: &AttnParams) -> Res
 fn activated(act: Activation, x: &Array) -> mlx_rs::error::Result<Array> {
     let number = |value: f32| Array::from_f32(value).as_dtype(x.dtype());
     match act {
+        Activation::Identity => Ok(x.clone()),
         Activation::Silu => ops::sigmoid(x)?.multiply(x),
         Activation::Gelu => {
             let phi = ops::erf(x.multiply(number(std::f32::consts::FRAC_1_SQRT_2)?)?)?;
@@ -251,8 +264,15 @@ fn activated(act: Activation, x: &Array) -> mlx_rs::error::Result<Array> {
             let below = ops::expm1(&n)?.subtract(&n)?.multiply(number(negative)?)?;
             above.add(below)?.add(x.multiply(number(slope)?)?)
         }
+        Activation::ClippedSwish { alpha, limit } => {
+            let x = ops::minimum(x, number(limit)?)?;
+            ops::sigmoid(x.multiply(number(alpha)?)?)?.multiply(&x)
+        }
     }
 }
+
+/// Computed on the host.
+impl Recurrent for Mlx {}
 
 impl Backend for Mlx {
     type Tensor = MlxTensor;
@@ -425,6 +445,14 @@ impl Backend for Mlx {
     fn gate(&self, act: Activation, gate: MlxTensor, up: &MlxTensor) -> Result<MlxTensor> {
         same_shape("gate", up, &gate)?;
         let (gate, up) = (gate.array(self)?, up.array(self)?);
+        let up = match act {
+            Activation::ClippedSwish { limit, .. } => {
+                let clipped = activated(Activation::Clip { limit }, &up);
+                let one = Array::from_f32(1.0).as_dtype(up.dtype());
+                Cow::Owned(clipped.and_then(|up| up.add(one?)).map_err(exception)?)
+            }
+            _ => up,
+        };
         tensor(activated(act, &gate).and_then(|g| g.multiply(&*up)))
     }
 
@@ -555,6 +583,13 @@ impl Backend for Mlx {
             }
             None => self.write_rows(dst, at, keys.x, rows),
         }
+    }
+
+    fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<MlxTensor> {
+        if rows.checked_mul(cols) != Some(values.len()) {
+            return Err(shape("upload", [1, values.len()], [rows, cols]));
+        }
+        Ok(Array::from_slice(values, &[dim(rows)?, dim(cols)?]).into())
     }
 
     fn read(&self, x: &MlxTensor, out: &mut Vec<f32>) -> Result<()> {

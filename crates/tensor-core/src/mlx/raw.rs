@@ -99,6 +99,56 @@ pub(super) fn quantized_matmul(x: &Array, w: Quantized<'_>) -> Result<Array> {
     })
 }
 
+/// Whether indices ascend, which MLX makes use of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    Ascending,
+    Any,
+}
+
+/// `x[i] @ dequantized(w[ids[i]])ᵀ`.
+pub(super) fn gather_qmm(x: &Array, w: Quantized<'_>, ids: &Array, order: Order) -> Result<Array> {
+    let Scheme { mode, group, bits } = w.scheme;
+    call("gather_qmm", |out, stream| {
+        // SAFETY: all handles are of live arrays, or empty where that is allowed.
+        unsafe {
+            mlx_sys::mlx_gather_qmm(
+                out,
+                x.as_ptr(),
+                w.codes.as_ptr(),
+                w.scales.as_ptr(),
+                handle(w.biases),
+                mlx_array_new(),
+                ids.as_ptr(),
+                true,
+                some(group),
+                some(bits),
+                mode.as_ptr(),
+                order == Order::Ascending,
+                stream,
+            )
+        }
+    })
+}
+
+/// `x[i] @ w[ids[i]]`.
+pub(super) fn gather_mm(x: &Array, w: &Array, ids: &Array, order: Order) -> Result<Array> {
+    call("gather_mm", |out, stream| {
+        // SAFETY: all handles are of live arrays, or empty where that is allowed.
+        unsafe {
+            mlx_sys::mlx_gather_mm(
+                out,
+                x.as_ptr(),
+                w.as_ptr(),
+                mlx_array_new(),
+                ids.as_ptr(),
+                order == Order::Ascending,
+                stream,
+            )
+        }
+    })
+}
+
 /// The values of `w` in `dtype`.
 pub(super) fn dequantize(w: Quantized<'_>, dtype: Dtype) -> Result<Array> {
     let Scheme { mode, group, bits } = w.scheme;

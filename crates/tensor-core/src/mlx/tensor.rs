@@ -54,8 +54,8 @@ pub(super) struct Asked {
     pub row: Columns,
 }
 
-/// A row that a kernel writes where the buffer is. MLX does not know: whatever meets the buffer afterwards has to take
-/// `rows`, or `settled` what the kernel returned.
+/// A row that a kernel writes to the buffer itself. MLX does not know: whatever needs the buffer afterwards has to take
+/// `rows` as well, or come after [`Buffer::settle`].
 #[derive(Clone, Debug)]
 pub(super) struct Written {
     pub at: usize,
@@ -139,7 +139,7 @@ impl MlxTensor {
         }
     }
 
-    /// What has to be computed before all that was asked of it is done.
+    /// What has to be computed so that all that was asked of it is.
     pub(super) fn last(&self, be: &Mlx) -> Result<Array> {
         let State::Buffer(buffer) = &self.state else { return self.array(be).map(Cow::into_owned) };
         let mut buffer = lock(buffer);

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use mlx_rs::{Array, Dtype};
 use rillm_quant::{FloatType, Format, RawTensor, encode, pack_codes};
 
+use super::builder::On;
 use super::raw::{self, Quantized, Scheme};
 use super::{dim, exception, shape};
 use crate::Result;
@@ -20,6 +21,10 @@ enum Stored {
     Vector(Array),
     /// Matrices of equal width, rows stacked.
     Matrices(Vec<Matrix>),
+    /// Vectors of so many experts, `[experts, n]`.
+    Vectors(Array),
+    /// Matrices of so many experts or heads, each array with that dimension first.
+    Stack(usize, Vec<Matrix>),
 }
 
 /// A matrix `[rows, cols]`.
@@ -88,22 +93,68 @@ impl MlxWeight {
     pub(super) fn vector(&self, op: &'static str) -> Result<&Array> {
         match &self.0 {
             Stored::Vector(v) => Ok(v),
-            Stored::Matrices(m) => Err(shape(op, dims(m), [1, dims(m)[1]])),
+            _ => Err(shape(op, self.dims(), [1, self.dims()[1]])),
         }
+    }
+
+    /// `[experts, n]`.
+    pub(super) fn vectors(&self, op: &'static str) -> Result<&Array> {
+        match &self.0 {
+            Stored::Vectors(v) => Ok(v),
+            _ => Err(shape(op, self.dims(), [0, 0])),
+        }
+    }
+
+    /// How many, and the matrices of all of them.
+    pub(super) fn stacked(&self, op: &'static str) -> Result<(usize, &[Matrix])> {
+        match &self.0 {
+            Stored::Stack(n, m) => Ok((*n, m)),
+            _ => Err(shape(op, self.dims(), [0, 0])),
+        }
+    }
+
+    /// Rows and columns, of one of a stack.
+    fn dims(&self) -> [usize; 2] {
+        match &self.0 {
+            Stored::Vector(v) => [1, v.size()],
+            Stored::Vectors(v) => [1, v.dim(1) as usize],
+            Stored::Matrices(m) | Stored::Stack(_, m) => dims(m),
+        }
+    }
+
+    /// One weight of those of all experts or heads.
+    pub(super) fn stack(all: &[Self]) -> Result<Self> {
+        let want = all.first().map_or([0, 0], Self::dims);
+        if let Some(other) = all.iter().find(|w| w.dims() != want) {
+            return Err(shape("stack", other.dims(), want));
+        }
+        if let Some(vectors) = all.iter().map(|w| w.vector("stack").ok()).collect::<Option<Vec<_>>>()
+            && !vectors.is_empty()
+        {
+            return joined(&vectors).map(|v| Self(Stored::Vectors(v)));
+        }
+        let matrices = all.iter().map(|w| w.matrices("stack")).collect::<Result<Vec<_>>>()?;
+        let Some(first) = matrices.first() else { return Err(shape("stack", [0, 0], [1, 1])) };
+        if let Some(other) = matrices.iter().find(|m| m.len() != first.len()) {
+            return Err(shape("stack", [other.len(), want[1]], [first.len(), want[1]]));
+        }
+        let part = |i: usize| Matrix::stack(&matrices.iter().map(|m| &m[i]).collect::<Vec<_>>());
+        let parts = (0..first.len()).map(part).collect::<Result<_>>()?;
+        Ok(Self(Stored::Stack(all.len(), parts)))
     }
 
     pub(super) fn matrices(&self, op: &'static str) -> Result<&[Matrix]> {
         match &self.0 {
             Stored::Matrices(m) => Ok(m),
-            Stored::Vector(v) => Err(shape(op, [1, v.size()], [v.size(), 1])),
+            _ => Err(shape(op, self.dims(), [self.dims()[1], 1])),
         }
     }
 
     /// Bytes of all arrays.
     pub(super) fn bytes(&self) -> usize {
         match &self.0 {
-            Stored::Vector(v) => v.nbytes(),
-            Stored::Matrices(m) => m.iter().map(Matrix::bytes).sum(),
+            Stored::Vector(v) | Stored::Vectors(v) => v.nbytes(),
+            Stored::Matrices(m) | Stored::Stack(_, m) => m.iter().map(Matrix::bytes).sum(),
         }
     }
 }
@@ -111,6 +162,13 @@ impl MlxWeight {
 /// Rows and columns of stacked matrices.
 pub(super) fn dims(matrices: &[Matrix]) -> [usize; 2] {
     [matrices.iter().map(|m| m.rows).sum(), matrices.first().map_or(0, |m| m.cols)]
+}
+
+/// `arrays` of one shape behind each other, computed now, so that they can go.
+fn joined(arrays: &[&Array]) -> Result<Array> {
+    let all = mlx_rs::ops::stack(arrays, 0).map_err(exception)?;
+    all.eval().map_err(exception)?;
+    Ok(all)
 }
 
 /// `values` of `shape` in `dtype`, rounded on the host.
@@ -190,9 +248,83 @@ impl Matrix {
     }
 
     /// `x @ selfᵀ`, `[t, rows]`.
-    pub(super) fn multiply(&self, x: &Array, dtype: Dtype) -> Result<Array> {
+    pub(super) fn multiply(&self, x: &Array, dtype: Dtype, on: On) -> Result<Array> {
+        let plain = |w: &Array| x.matmul(w.transpose().map_err(exception)?).map_err(exception);
         match &self.values {
-            Values::Dense(w) => x.matmul(w.transpose().map_err(exception)?).map_err(exception),
+            Values::Dense(w) => plain(w),
+            // MLX 0.32's kernels for several rows of f32 are compiled for half a minute for each format, and ask for more
+            // shared memory than they were granted where groups have 128 values.
+            Values::Quantized(w) if on == On::Cuda && x.dtype() == Dtype::Float32 && x.dim(0) > 1 => {
+                scaled(plain(&raw::dequantize(w.view(), dtype)?)?, w.factor, dtype)
+            }
+            Values::Quantized(w) => scaled(raw::quantized_matmul(x, w.view())?, w.factor, dtype),
+        }
+    }
+
+    fn dense(&self) -> Option<&Array> {
+        match &self.values {
+            Values::Dense(w) => Some(w),
+            Values::Quantized(_) => None,
+        }
+    }
+
+    fn groups(&self) -> Option<&Groups> {
+        match &self.values {
+            Values::Quantized(groups) => Some(groups),
+            Values::Dense(_) => None,
+        }
+    }
+
+    /// One of `all`, each array with their number first. Formats must not differ.
+    fn stack(all: &[&Self]) -> Result<Self> {
+        let first = all[0];
+        let differ = || super::error("experts of different formats".to_owned());
+        let same = |g: &Groups, other: &Groups| {
+            g.scheme == other.scheme
+                && g.factor == other.factor
+                && g.biases.is_some() == other.biases.is_some()
+        };
+        let values = match &first.values {
+            Values::Dense(_) => {
+                let arrays: Vec<&Array> = all.iter().filter_map(|m| m.dense()).collect();
+                if arrays.len() < all.len() {
+                    return Err(differ());
+                }
+                Values::Dense(joined(&arrays)?)
+            }
+            Values::Quantized(g) => {
+                let parts: Vec<&Groups> = all.iter().filter_map(|m| m.groups()).collect();
+                if parts.len() < all.len() || !parts.iter().all(|other| same(g, other)) {
+                    return Err(differ());
+                }
+                let field = |f: fn(&Groups) -> Option<&Array>| {
+                    let arrays: Vec<&Array> = parts.iter().filter_map(|g| f(g)).collect();
+                    if arrays.is_empty() { Ok(None) } else { joined(&arrays).map(Some) }
+                };
+                Values::Quantized(Groups {
+                    codes: field(|g| Some(&g.codes))?.ok_or_else(differ)?,
+                    scales: field(|g| Some(&g.scales))?.ok_or_else(differ)?,
+                    biases: field(|g| g.biases.as_ref())?,
+                    scheme: g.scheme,
+                    factor: g.factor,
+                })
+            }
+        };
+        Ok(Self { rows: first.rows, cols: first.cols, values })
+    }
+
+    /// Of a stack: `x: [n, 1, cols]`, row `i` with matrix `ids[i]`. `[n, 1, rows]`. `sorted` says that ids ascend.
+    pub(super) fn gather(&self, x: &Array, ids: &Array, sorted: raw::Order, dtype: Dtype) -> Result<Array> {
+        match &self.values {
+            Values::Dense(w) => raw::gather_mm(x, &w.swap_axes(-1, -2).map_err(exception)?, ids, sorted),
+            Values::Quantized(w) => scaled(raw::gather_qmm(x, w.view(), ids, sorted)?, w.factor, dtype),
+        }
+    }
+
+    /// Of a stack: `x: [heads, t, cols]`, each with its matrix. `[heads, t, rows]`.
+    pub(super) fn by_heads(&self, x: &Array, dtype: Dtype) -> Result<Array> {
+        match &self.values {
+            Values::Dense(w) => x.matmul(w.swap_axes(-1, -2).map_err(exception)?).map_err(exception),
             Values::Quantized(w) => scaled(raw::quantized_matmul(x, w.view())?, w.factor, dtype),
         }
     }

@@ -1,7 +1,8 @@
 //! Random operands, and what operations mean in `f64`. Not tests.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, dead_code, missing_docs)]
 
 pub mod plain;
+pub mod routing;
 
 use std::ops::Range;
 
@@ -70,6 +71,7 @@ pub fn dot(a: &[f32], b: &[f32]) -> f64 {
 
 pub fn activation(act: Activation, x: f64) -> f64 {
     match act {
+        Activation::Identity => x,
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::Gelu => gelu(x),
         Activation::GeluTanh => {
@@ -85,7 +87,20 @@ pub fn activation(act: Activation, x: f64) -> f64 {
                 if x > 0.0 { f64::from(positive) * x * x } else { f64::from(negative) * (x.exp_m1() - x) };
             curve + f64::from(slope) * x
         }
+        Activation::ClippedSwish { alpha, limit } => {
+            let x = x.min(limit.into());
+            x / (1.0 + (-x * f64::from(alpha)).exp())
+        }
     }
+}
+
+/// A gate `x` and what it opens.
+pub fn gated(act: Activation, x: f64, y: f64) -> f64 {
+    let opened = match act {
+        Activation::ClippedSwish { limit, .. } => y.clamp(-f64::from(limit), limit.into()) + 1.0,
+        _ => y,
+    };
+    activation(act, x) * opened
 }
 
 /// Head `x` at `position`.

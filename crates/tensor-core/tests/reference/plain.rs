@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use rillm_quant::RawTensor;
-use rillm_tensor_core::{Activation, AttnParams, AttnSpan, Backend, Batch, Ids, Result, Rope};
+use rillm_tensor_core::{
+    Activation, AttnParams, AttnSpan, Backend, Batch, Experts, Ids, Input, Recurrent, Result, Rope, Routing,
+};
 
 /// `B` without what it overrides.
 #[derive(Clone, Debug)]
@@ -94,7 +96,45 @@ impl<B: Backend> Backend for Plain<B> {
     fn write_rows(&self, dst: &mut B::Tensor, at: usize, src: &B::Tensor, rows: Range<usize>) -> Result<()> {
         self.0.write_rows(dst, at, src, rows)
     }
+    fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<B::Tensor> {
+        self.0.upload(rows, cols, values)
+    }
     fn read(&self, x: &B::Tensor, out: &mut Vec<f32>) -> Result<()> {
         self.0.read(x, out)
     }
 }
+
+/// Experts have no fusions, but for what a product reads.
+impl<B: Experts> Experts for Plain<B> {
+    type Routes = B::Routes;
+
+    fn stack(&self, matrices: Vec<B::Weight>) -> Result<B::Weight> {
+        self.0.stack(matrices)
+    }
+    fn route(&self, logits: &B::Tensor, bias: Option<&B::Weight>, how: &Routing) -> Result<B::Routes> {
+        self.0.route(logits, bias, how)
+    }
+    fn spread(&self, x: &B::Tensor, routes: &B::Routes) -> Result<B::Tensor> {
+        self.0.spread(x, routes)
+    }
+    fn linear_experts(
+        &self,
+        x: Input<'_, Self>,
+        w: &B::Weight,
+        bias: Option<&B::Weight>,
+        routes: &B::Routes,
+    ) -> Result<B::Tensor> {
+        self.0.linear_experts(Input::Rows(&x.rows(self)?), w, bias, routes)
+    }
+    fn combine(&self, y: B::Tensor, routes: &B::Routes, residual: Option<B::Tensor>) -> Result<B::Tensor> {
+        self.0.combine(y, routes, residual)
+    }
+    fn join_heads(&self, a: &B::Tensor, b: &B::Tensor, heads: usize) -> Result<B::Tensor> {
+        self.0.join_heads(a, b, heads)
+    }
+    fn linear_heads(&self, x: &B::Tensor, w: &B::Weight) -> Result<B::Tensor> {
+        self.0.linear_heads(x, w)
+    }
+}
+
+impl<B: Backend> Recurrent for Plain<B> {}

@@ -11,7 +11,7 @@ mod sums;
 mod tiled;
 
 use self::columns::{ScoreColumns, SoftmaxColumns};
-use self::rows::{Load, ScoreRows, SoftmaxRows};
+use self::rows::{Load, ScoreRows, SoftmaxRows, Stored};
 use self::sums::{Finish, Merge, Weigh};
 use self::tiled::{Bf16, Gather, PackQueries};
 use super::elementwise::softcap;
@@ -60,6 +60,9 @@ pub(crate) struct Attention {
     /// Takes the keys and values that were loaded into the tile into its running softmax; query `i` sees those
     /// at `seen[i]`.
     pub block: fn(tile: &mut Tile<'_>, seen: &[Seen], scoring: Scoring, multiply: Option<Multiply>),
+    /// The same of keys and values where they are cached, for [`Form::Rows`] and heads of whole vectors. Those seen
+    /// begin with the first row of both.
+    pub cached_block: fn(tile: &mut Tile<'_>, seen: &[Seen], scoring: Scoring, cached: [CachedHead<'_>; 2]),
     /// Leaves the sums over all blocks since [`Tile::clear`] in `o`.
     pub end: fn(tile: &mut Tile<'_>),
     /// Takes the softmax over other keys into that of `total`.
@@ -79,6 +82,8 @@ pub(crate) struct CachedHead<'a> {
     pub stride: usize,
     /// Values of a head.
     pub head_dim: usize,
+    /// Values of each row that are asked for ahead: this head's, or all in one go for the heads that follow.
+    pub fetched: [usize; 2],
 }
 
 /// What multiplies for [`Form::Tiled`].
@@ -184,6 +189,11 @@ impl<'a> Tile<'a> {
         self.queries * self.group
     }
 
+    /// Whether the tile can take blocks where they are cached, in heads of `dims` values of keys and of values.
+    pub(crate) fn reads_cached(&self, dims: [usize; 2]) -> bool {
+        self.form == Form::Rows && dims == [self.width, self.v_width]
+    }
+
     fn lanes(&self) -> usize {
         self.m.len()
     }
@@ -222,6 +232,7 @@ impl Attention {
             load: load::<V>,
             start: start::<V>,
             block: block::<V>,
+            cached_block: cached_block::<V>,
             end: end::<V>,
             merge: merge::<V>,
             finish: finish::<V>,
@@ -240,11 +251,17 @@ fn load<V: Vector>(src: CachedHead<'_>, dst: &mut [f32]) {
     unsafe { V::call(Load { src, dst }) }
 }
 
-fn block<V: Vector>(tile: &mut Tile<'_>, seen: &[Seen], scoring: Scoring, multiply: Option<Multiply>) {
+/// Keys that any of a tile's queries sees.
+fn seen_by_any(tile: &Tile<'_>, seen: &[Seen]) -> [usize; 2] {
     assert_eq!(seen.len(), tile.queries);
     let lo = seen.iter().filter(|s| s.lo < s.hi).map(|s| s.lo).min().unwrap_or(0);
     let hi = seen.iter().filter(|s| s.lo < s.hi).map(|s| s.hi).max().unwrap_or(0);
     assert!(hi <= BLOCK);
+    [lo, hi]
+}
+
+fn block<V: Vector>(tile: &mut Tile<'_>, seen: &[Seen], scoring: Scoring, multiply: Option<Multiply>) {
+    let [lo, hi] = seen_by_any(tile, seen);
     if lo == hi {
         return;
     }
@@ -254,14 +271,90 @@ fn block<V: Vector>(tile: &mut Tile<'_>, seen: &[Seen], scoring: Scoring, multip
     // SAFETY: the table of `V` was handed out after detection; a tile's slices have the sizes that `new` gave
     // them, and no query sees keys past the block.
     unsafe {
+        let k = Keys { first: tile.k.as_ptr(), stride: tile.width, ahead: (0, 0) };
+        let v = Keys { first: tile.v.as_ptr(), stride: tile.v_width, ahead: (0, 0) };
         if tile.by_columns() {
             V::call(ScoreColumns { tile: &mut *tile, lo, hi });
             V::call(SoftmaxColumns::<false> { tile: &mut *tile, seen, scoring });
+            V::call(Weigh { tile, seen, v });
         } else {
-            V::call(ScoreRows { tile: &mut *tile, lo, hi });
-            V::call(SoftmaxRows { tile: &mut *tile, seen, scoring });
+            by_rows::<V, _>(tile, seen, scoring, [lo, hi], [k, v]);
         }
-        V::call(Weigh { tile, seen });
+    }
+}
+
+/// Where a head of the key, or value, of each position of a block lies.
+#[derive(Debug)]
+struct Keys<T> {
+    /// That of the block's first position; only what is seen need be there.
+    first: *const T,
+    /// Values from one to the next.
+    stride: usize,
+    /// What is asked for: bytes from `first` on, and how many.
+    ahead: (isize, usize),
+}
+
+impl<T> Clone for Keys<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Keys<T> {}
+
+fn cached_block<V: Vector>(
+    tile: &mut Tile<'_>,
+    seen: &[Seen],
+    scoring: Scoring,
+    cached: [CachedHead<'_>; 2],
+) {
+    let [lo, hi] = seen_by_any(tile, seen);
+    if lo == hi {
+        return;
+    }
+    assert!(tile.reads_cached([cached[0].head_dim, cached[1].head_dim]));
+    match cached.map(|c| c.data) {
+        [KvData::F32(k), KvData::F32(v)] => {
+            let keys = [cached_keys(k, &cached[0], [lo, hi]), cached_keys(v, &cached[1], [lo, hi])];
+            // SAFETY: the table of `V` was handed out after detection; `cached_keys` has checked the keys.
+            unsafe { by_rows::<V, _>(tile, seen, scoring, [lo, hi], keys) }
+        }
+        [KvData::F16(k), KvData::F16(v)] => {
+            let keys = [cached_keys(k, &cached[0], [lo, hi]), cached_keys(v, &cached[1], [lo, hi])];
+            // SAFETY: as above.
+            unsafe { by_rows::<V, _>(tile, seen, scoring, [lo, hi], keys) }
+        }
+        _ => unreachable!("keys and values are cached alike"),
+    }
+}
+
+/// The keys of a block whose first seen one is the first of `cached`.
+fn cached_keys<T>(data: &[T], cached: &CachedHead<'_>, [lo, hi]: [usize; 2]) -> Keys<T> {
+    assert!(cached.at + (hi - lo - 1) * cached.stride + cached.head_dim <= data.len());
+    let first = data.as_ptr().wrapping_add(cached.at).wrapping_sub(lo * cached.stride);
+    let [from, to] = cached.fetched;
+    let start = from as isize - (cached.at % cached.stride) as isize + (BLOCK * cached.stride) as isize;
+    let size = size_of::<T>();
+    Keys { first, stride: cached.stride, ahead: (start * size as isize, (to - from) * size) }
+}
+
+/// Takes a block into a tile row by row.
+///
+/// # Safety
+/// Of [`Vector::call`]; a tile's slices have the sizes that `new` gave them, no query sees keys past `hi`, and keys
+/// from `lo` to `hi` have `width` values.
+unsafe fn by_rows<V: Vector, T: Stored>(
+    tile: &mut Tile<'_>,
+    seen: &[Seen],
+    scoring: Scoring,
+    [lo, hi]: [usize; 2],
+    [k, v]: [Keys<T>; 2],
+) {
+    // SAFETY: this function's contract.
+    unsafe {
+        V::call(ScoreRows { tile: &mut *tile, k, lo, hi });
+        V::call(SoftmaxRows { tile: &mut *tile, seen, scoring });
+        V::call(Weigh { tile, seen, v });
     }
 }
 
@@ -296,11 +389,6 @@ fn finish<V: Vector>(o: &[f32], l: f32, out: &mut [f32]) {
     }
     // SAFETY: the table of `V` was handed out after detection.
     unsafe { V::call(Finish { o, l, out }) }
-}
-
-/// Whether there are 32 registers of a whole vector each, as with AVX-512: room for more sums.
-const fn is_wide<V: Vector>() -> bool {
-    align_of::<V::F>() == 4 * LANES
 }
 
 /// A product as a score.

@@ -79,6 +79,7 @@ fn layer_norm<V: Vector>(x: &[f32], w: &[f32], bias: Option<&[f32]>, eps: f32, o
 
 fn activate<V: Vector>(act: Activation, x: &mut [f32]) {
     match act {
+        Activation::Identity => {}
         Activation::Silu => map::<V, _>(x, Silu),
         Activation::Gelu => map::<V, _>(x, Gelu),
         Activation::GeluTanh => map::<V, _>(x, GeluTanh),
@@ -89,11 +90,13 @@ fn activate<V: Vector>(act: Activation, x: &mut [f32]) {
         Activation::XIelu { positive, negative, slope } => {
             map::<V, _>(x, XIelu { positive, negative, slope })
         }
+        Activation::ClippedSwish { alpha, limit } => map::<V, _>(x, ClippedSwish { alpha, limit }),
     }
 }
 
 fn gate<V: Vector>(act: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
     match act {
+        Activation::Identity => gated::<V, _>(gate, up, out, Identity),
         Activation::Silu => gated::<V, _>(gate, up, out, Silu),
         Activation::Gelu => gated::<V, _>(gate, up, out, Gelu),
         Activation::GeluTanh => gated::<V, _>(gate, up, out, GeluTanh),
@@ -103,6 +106,9 @@ fn gate<V: Vector>(act: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
         Activation::Clip { limit } => gated::<V, _>(gate, up, out, Clip(limit)),
         Activation::XIelu { positive, negative, slope } => {
             gated::<V, _>(gate, up, out, XIelu { positive, negative, slope });
+        }
+        Activation::ClippedSwish { alpha, limit } => {
+            gated::<V, _>(gate, up, out, ClippedSwish { alpha, limit });
         }
     }
 }
@@ -147,6 +153,15 @@ trait Unary {
     /// # Safety
     /// That of [`Vector`]'s functions.
     unsafe fn apply<V: Vector>(&self, x: V::F) -> V::F;
+
+    /// What is done to `y` before the function of another value multiplies it.
+    ///
+    /// # Safety
+    /// That of [`Vector`]'s functions.
+    #[inline(always)]
+    unsafe fn open<V: Vector>(&self, y: V::F) -> V::F {
+        y
+    }
 }
 
 /// A function of two values.
@@ -156,6 +171,7 @@ trait Binary {
     unsafe fn apply<V: Vector>(&self, x: V::F, y: V::F) -> V::F;
 }
 
+struct Identity;
 struct Silu;
 struct Gelu;
 struct GeluTanh;
@@ -168,10 +184,21 @@ struct XIelu {
     negative: f32,
     slope: f32,
 }
+struct ClippedSwish {
+    alpha: f32,
+    limit: f32,
+}
 struct Scale(f32);
 struct Softcap(f32);
 struct Add;
 struct Gated<A>(A);
+
+impl Unary for Identity {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V::F) -> V::F {
+        x
+    }
+}
 
 #[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers, under the contract of Unary")]
 impl Unary for Silu {
@@ -262,6 +289,21 @@ impl Unary for XIelu {
 }
 
 #[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers, under the contract of Unary")]
+impl Unary for ClippedSwish {
+    /// The operands of `min` are in the order that keeps NaN, as in [`Clip`].
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(&self, x: V::F) -> V::F {
+        let x = V::min(V::splat(self.limit), x);
+        let e = V::exp(V::neg(V::mul(x, V::splat(self.alpha))));
+        V::div(x, V::add(V::splat(1.0), e))
+    }
+    #[inline(always)]
+    unsafe fn open<V: Vector>(&self, y: V::F) -> V::F {
+        V::add(Clip(self.limit).apply::<V>(y), V::splat(1.0))
+    }
+}
+
+#[expect(unsafe_op_in_unsafe_fn, reason = "arithmetic in registers, under the contract of Unary")]
 impl Unary for Relu2 {
     #[inline(always)]
     unsafe fn apply<V: Vector>(&self, x: V::F) -> V::F {
@@ -298,7 +340,7 @@ impl Binary for Add {
 impl<A: Unary> Binary for Gated<A> {
     #[inline(always)]
     unsafe fn apply<V: Vector>(&self, x: V::F, y: V::F) -> V::F {
-        V::mul(self.0.apply::<V>(x), y)
+        V::mul(self.0.apply::<V>(x), self.0.open::<V>(y))
     }
 }
 

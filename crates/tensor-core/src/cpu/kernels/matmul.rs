@@ -1,4 +1,4 @@
-//! One block of 16 rows of a packed matrix times the tokens of one panel. Which blocks, tokens and threads is
+//! Blocks of 16 rows of a packed matrix times the tokens of panels. Which blocks, tokens and threads is
 //! `cpu/matmul.rs`; what packed means is `cpu/packed.rs`.
 //!
 //! Every output is the sum over columns in an order that depends on the columns alone: tokens of a panel do not meet.
@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use rillm_quant::FloatType;
 
 use super::panel::{INT8_BYTES, Panel};
-use super::vector::{Kernel, LANES, Vector};
+use super::vector::{Kernel, LANES, Vector, is_wide};
 use crate::cpu::packed::{Codes, E2M1_TABLE, Layout, Meta, SUB_SCALE_OFFSET, SUPER_UNITS, UNIT};
 
 /// Tokens of the largest panel.
@@ -19,17 +19,19 @@ const QUADS: usize = UNIT / 4;
 /// How far ahead of the codes in use memory is asked for.
 const AHEAD: usize = 4096;
 
-/// One block, one panel.
+/// Some blocks and some panels, each end to end.
 pub(crate) struct Tile<'a> {
-    /// The block's bytes.
-    pub block: &'a [u8],
+    /// The blocks' bytes.
+    pub blocks: &'a [u8],
     /// How they lie.
     pub layout: &'a Layout,
     /// Form of `x`.
     pub panel: Panel,
-    /// The panel of `out.len()` tokens: 1, 2, 4 or, for int8, 8.
+    /// Tokens of a panel: 1, 2, 4 or, for int8, 8.
+    pub slots: usize,
+    /// The panels.
     pub x: &'a [u8],
-    /// Results, 16 for each token.
+    /// Results: block by block, 16 for each token.
     pub out: &'a mut [[f32; LANES]],
 }
 
@@ -346,21 +348,74 @@ unsafe fn meta<V: Vector>(t: FloatType, w: *const u8) -> V::F {
     }
 }
 
-/// Integer dot products: `scale_w scale_x (codes . q) + bias_w sum_x` for each group.
-///
-/// The sizes of `tile.block`, `tile.x` and `tile.out` are those of the layout and of `T` tokens.
-struct Int8<'a, Q, const T: usize>(Tile<'a>, PhantomData<Q>);
+/// How a block and a panel of `T` tokens are multiplied.
+trait Product {
+    /// The 16 results of each token.
+    ///
+    /// # Safety
+    /// Of [`Vector`]; at `block` is one of `layout`, at `x` a panel.
+    unsafe fn of<V: Vector, const T: usize>(block: *const u8, layout: &Layout, x: *const u8) -> [V::F; T];
+}
 
-impl<Q: Quants, const T: usize> Kernel for Int8<'_, Q, T> {
+/// One block and one panel, as [`Product::of`] wants them.
+struct One<'a, P, const T: usize> {
+    block: *const u8,
+    layout: &'a Layout,
+    x: *const u8,
+    out: &'a mut [[f32; LANES]; T],
+    product: PhantomData<P>,
+}
+
+impl<P: Product, const T: usize> Kernel for One<'_, P, T> {
     type Output = ();
 
     #[inline(always)]
-    #[expect(unsafe_op_in_unsafe_fn, reason = "this kernel's contract: sizes are those of the layout")]
     unsafe fn run<V: Vector>(self) {
-        let layout = self.0.layout;
+        // SAFETY: this kernel's own contract.
+        unsafe {
+            let sums = P::of::<V, T>(self.block, self.layout, self.x);
+            for (out, sum) in self.out.iter_mut().zip(sums) {
+                V::store(out.as_mut_ptr(), sum);
+            }
+        }
+    }
+}
+
+/// Every block with every panel of `T` tokens, one at a time: a loop around them inside of the kernel would take
+/// registers from it.
+///
+/// # Safety
+/// Of [`Vector::call`]; [`multiply`] has checked the tile for these elements.
+unsafe fn each<V: Vector, P: Product, const T: usize>(tile: Tile<'_>) {
+    let Tile { blocks, layout, panel, x, out, .. } = tile;
+    let panel_bytes = layout.units * T * panel.unit_bytes();
+    let mut results = out.as_chunks_mut::<T>().0.iter_mut();
+    for block in blocks.chunks_exact(layout.block_bytes()) {
+        for (x, out) in x.chunks_exact(panel_bytes).zip(&mut results) {
+            // SAFETY: this function's contract.
+            unsafe {
+                V::call(One::<P, T> {
+                    block: block.as_ptr(),
+                    layout,
+                    x: x.as_ptr(),
+                    out,
+                    product: PhantomData,
+                });
+            }
+        }
+    }
+}
+
+/// Integer dot products: `scale_w scale_x (codes . q) + bias_w sum_x` for each group.
+struct Int8<Q>(PhantomData<Q>);
+
+impl<Q: Quants> Product for Int8<Q> {
+    #[inline(always)]
+    #[expect(unsafe_op_in_unsafe_fn, reason = "Product's contract: sizes are those of the layout")]
+    unsafe fn of<V: Vector, const T: usize>(block: *const u8, layout: &Layout, x: *const u8) -> [V::F; T] {
         let (meta_bytes, group_units) = (layout.meta_bytes(), layout.group_units());
         let mut acc = [V::splat(0.0); T];
-        let (mut w, mut x) = (self.0.block.as_ptr(), self.0.x.as_ptr());
+        let (mut w, mut x) = (block, x);
         for _ in 0..layout.units / group_units {
             let start = w;
             let scales = scales::<V, Q>(start, layout, 0);
@@ -385,9 +440,7 @@ impl<Q: Quants, const T: usize> Kernel for Int8<'_, Q, T> {
                 }
             }
         }
-        for (out, acc) in self.0.out.iter_mut().zip(acc) {
-            V::store(out.as_mut_ptr(), acc);
-        }
+        acc
     }
 }
 
@@ -457,75 +510,95 @@ unsafe fn shared_unit<V: Vector, Q: Quants, const T: usize>(
 }
 
 /// Products of `f32` activations and the weights' exact values.
-///
-/// The sizes of `tile.block`, `tile.x` and `tile.out` are those of the layout and of `T` tokens.
-struct Exact<'a, E, const T: usize>(Tile<'a>, PhantomData<E>);
+struct Exact<E>(PhantomData<E>);
 
-impl<E: Elements, const T: usize> Kernel for Exact<'_, E, T> {
-    type Output = ();
-
+impl<E: Elements> Product for Exact<E> {
     #[inline(always)]
-    #[expect(unsafe_op_in_unsafe_fn, reason = "this kernel's contract: sizes are those of the layout")]
-    unsafe fn run<V: Vector>(self) {
-        let layout = self.0.layout;
-        let (meta_bytes, group_units) = (layout.meta_bytes(), layout.group_units());
-        let zero = V::splat(layout.zero.unwrap_or(0.0));
-        let mut acc = [[V::splat(0.0); 4]; T];
-        let (mut w, mut x) = (self.0.block.as_ptr(), self.0.x.as_ptr().cast::<f32>());
-        for _ in 0..layout.units / group_units {
-            let start = w;
-            let mut scales = scales::<V, E>(start, layout, 0);
-            w = w.add(meta_bytes);
-            for u in 0..group_units {
-                if E::SUPER {
-                    scales = self::scales::<V, E>(start, layout, u);
-                }
-                if layout.zero.is_some() {
-                    // Subtracted from the codes instead, which rounds once.
-                    scales.bias = [V::splat(0.0); 2];
-                }
-                for i in 0..QUADS {
-                    let [scale, bias] = [scales.scale[i / (QUADS / 2)], scales.bias[i / (QUADS / 2)]];
-                    let values = E::values::<V>(w, i);
-                    for j in 0..4 {
-                        let value = if E::SCALED {
-                            V::add(V::mul(scale, V::sub(values[j], zero)), bias)
-                        } else {
-                            values[j]
-                        };
-                        for (t, acc) in acc.iter_mut().enumerate() {
-                            let x = V::splat(x.add((i * 4 + j) * T + t).read_unaligned());
-                            acc[j] = V::fma(value, x, acc[j]);
-                        }
-                    }
-                }
-                for line in 0..E::BYTES / 64 {
-                    V::prefetch(w.wrapping_add(AHEAD + line * 64));
-                }
-                w = w.add(E::BYTES);
-                x = x.add(T * UNIT);
-            }
+    #[expect(unsafe_op_in_unsafe_fn, reason = "Product's contract: sizes are those of the layout")]
+    unsafe fn of<V: Vector, const T: usize>(block: *const u8, layout: &Layout, x: *const u8) -> [V::F; T] {
+        let x = x.cast::<f32>();
+        if is_wide::<V>() || E::SCALED {
+            return exact_sums::<V, E, T>(block, layout, x, T);
         }
-        for (out, acc) in self.0.out.iter_mut().zip(acc) {
-            V::store(out.as_mut_ptr(), V::add(V::add(acc[0], acc[1]), V::add(acc[2], acc[3])));
+        // The sums of all tokens would go through memory; plain values are widened again in less time.
+        let mut sums = [V::splat(0.0); T];
+        for (t, sum) in sums.iter_mut().enumerate() {
+            [*sum] = exact_sums::<V, E, 1>(block, layout, x.add(t), T);
         }
+        sums
     }
 }
 
+/// The results of `N` of the `slots` tokens of a panel, the first of them at `x`.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Product's contract, handed on")]
+unsafe fn exact_sums<V: Vector, E: Elements, const N: usize>(
+    block: *const u8,
+    layout: &Layout,
+    x: *const f32,
+    slots: usize,
+) -> [V::F; N] {
+    let (meta_bytes, group_units) = (layout.meta_bytes(), layout.group_units());
+    let zero = V::splat(layout.zero.unwrap_or(0.0));
+    let mut acc = [[V::splat(0.0); 4]; N];
+    let (mut w, mut x) = (block, x);
+    for _ in 0..layout.units / group_units {
+        let start = w;
+        let mut scales = scales::<V, E>(start, layout, 0);
+        w = w.add(meta_bytes);
+        for u in 0..group_units {
+            if E::SUPER {
+                scales = self::scales::<V, E>(start, layout, u);
+            }
+            if layout.zero.is_some() {
+                // Subtracted from the codes instead, which rounds once.
+                scales.bias = [V::splat(0.0); 2];
+            }
+            for i in 0..QUADS {
+                let [scale, bias] = [scales.scale[i / (QUADS / 2)], scales.bias[i / (QUADS / 2)]];
+                let values = E::values::<V>(w, i);
+                for j in 0..4 {
+                    let value = if E::SCALED {
+                        V::add(V::mul(scale, V::sub(values[j], zero)), bias)
+                    } else {
+                        values[j]
+                    };
+                    for (t, acc) in acc.iter_mut().enumerate() {
+                        let x = V::splat(x.add((i * 4 + j) * slots + t).read_unaligned());
+                        acc[j] = V::fma(value, x, acc[j]);
+                    }
+                }
+            }
+            for line in 0..E::BYTES / 64 {
+                V::prefetch(w.wrapping_add(AHEAD + line * 64));
+            }
+            w = w.add(E::BYTES);
+            x = x.add(slots * UNIT);
+        }
+    }
+    sums_of_four::<V, N>(acc)
+}
+
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
+unsafe fn sums_of_four<V: Vector, const T: usize>(parts: [[V::F; 4]; T]) -> [V::F; T] {
+    let mut sums = [V::splat(0.0); T];
+    for (sum, parts) in sums.iter_mut().zip(parts) {
+        *sum = V::add(V::add(parts[0], parts[1]), V::add(parts[2], parts[3]));
+    }
+    sums
+}
+
 /// Products of bfloat16 pairs.
-///
-/// The sizes of `tile.block`, `tile.x` and `tile.out` are those of a bf16 layout and of `T` tokens.
-struct Pairs<'a, const T: usize>(Tile<'a>);
+struct Pairs;
 
-impl<const T: usize> Kernel for Pairs<'_, T> {
-    type Output = ();
-
+impl Product for Pairs {
     #[inline(always)]
-    #[expect(unsafe_op_in_unsafe_fn, reason = "this kernel's contract: sizes are those of the layout")]
-    unsafe fn run<V: Vector>(self) {
+    #[expect(unsafe_op_in_unsafe_fn, reason = "Product's contract: sizes are those of a bf16 layout")]
+    unsafe fn of<V: Vector, const T: usize>(block: *const u8, layout: &Layout, x: *const u8) -> [V::F; T] {
         let mut acc = [[V::splat(0.0); 4]; T];
-        let (mut w, mut x) = (self.0.block.as_ptr(), self.0.x.as_ptr().cast::<i32>());
-        for _ in 0..self.0.layout.units * UNIT / 8 {
+        let (mut w, mut x) = (block, x.cast::<i32>());
+        for _ in 0..layout.units * UNIT / 8 {
             for j in 0..4 {
                 let pair = V::load_i(w.add(j * 64));
                 V::prefetch(w.wrapping_add(AHEAD + j * 64));
@@ -536,9 +609,7 @@ impl<const T: usize> Kernel for Pairs<'_, T> {
             w = w.add(4 * 64);
             x = x.add(4 * T);
         }
-        for (out, acc) in self.0.out.iter_mut().zip(acc) {
-            V::store(out.as_mut_ptr(), V::add(V::add(acc[0], acc[1]), V::add(acc[2], acc[3])));
-        }
+        sums_of_four::<V, T>(acc)
     }
 }
 
@@ -547,11 +618,16 @@ impl<const T: usize> Kernel for Pairs<'_, T> {
 /// Safe only as an entry of [`Kernels`](super::Kernels), which is handed out after detection.
 pub(super) fn multiply<V: Vector>(tile: Tile<'_>) {
     let Layout { codes, meta, group, units, .. } = *tile.layout;
-    assert!(tile.block.len() >= tile.layout.block_bytes(), "a tile has a whole block");
-    assert!(tile.x.len() >= units * tile.out.len() * tile.panel.unit_bytes(), "and a whole panel");
+    let [block_bytes, panel_bytes] =
+        [tile.layout.block_bytes(), units * tile.slots * tile.panel.unit_bytes()];
+    if block_bytes == 0 {
+        return tile.out.fill([0.0; LANES]);
+    }
+    let results = (tile.blocks.len() / block_bytes) * (tile.x.len() / panel_bytes) * tile.slots;
+    assert_eq!(tile.out.len(), results, "a tile has whole blocks and panels");
     let halves = group < UNIT;
     match (tile.panel, codes) {
-        (Panel::Bf16, Codes::Float(FloatType::BF16)) => pairs::<V>(tile),
+        (Panel::Bf16, Codes::Float(FloatType::BF16)) => few::<V, Pairs>(tile),
         (Panel::Tiles, _) => unreachable!("tiles have their own kernel"),
         (_, Codes::Float(FloatType::F32)) => exact::<V, F32>(tile),
         (_, Codes::Float(FloatType::F16)) => exact::<V, F16>(tile),
@@ -578,11 +654,11 @@ fn quants<V: Vector, Q: Quants>(tile: Tile<'_>) {
     assert_eq!(tile.panel, Panel::Int8, "integers meet integers");
     // SAFETY: the table was handed out after detection; `multiply` has checked sizes for these elements.
     unsafe {
-        match tile.out.len() {
-            1 => V::call(Int8::<Q, 1>(tile, PhantomData)),
-            2 => V::call(Int8::<Q, 2>(tile, PhantomData)),
-            4 => V::call(Int8::<Q, 4>(tile, PhantomData)),
-            8 => V::call(Int8::<Q, 8>(tile, PhantomData)),
+        match tile.slots {
+            1 => each::<V, Int8<Q>, 1>(tile),
+            2 => each::<V, Int8<Q>, 2>(tile),
+            4 => each::<V, Int8<Q>, 4>(tile),
+            8 => each::<V, Int8<Q>, 8>(tile),
             n => unreachable!("no tile of {n} tokens"),
         }
     }
@@ -591,26 +667,18 @@ fn quants<V: Vector, Q: Quants>(tile: Tile<'_>) {
 /// [`multiply`] with exact values.
 fn exact<V: Vector, E: Elements>(tile: Tile<'_>) {
     assert_eq!(tile.panel, Panel::F32, "floats meet floats");
-    // SAFETY: the table was handed out after detection; `multiply` has checked sizes for these elements.
-    unsafe {
-        match tile.out.len() {
-            1 => V::call(Exact::<E, 1>(tile, PhantomData)),
-            2 => V::call(Exact::<E, 2>(tile, PhantomData)),
-            4 => V::call(Exact::<E, 4>(tile, PhantomData)),
-            n => unreachable!("no exact tile of {n} tokens"),
-        }
-    }
+    few::<V, Exact<E>>(tile);
 }
 
-/// [`multiply`] for bfloat16 pairs.
-fn pairs<V: Vector>(tile: Tile<'_>) {
+/// [`multiply`] for panels of up to 4 tokens.
+fn few<V: Vector, P: Product>(tile: Tile<'_>) {
     // SAFETY: the table was handed out after detection; `multiply` has checked sizes for these elements.
     unsafe {
-        match tile.out.len() {
-            1 => V::call(Pairs::<1>(tile)),
-            2 => V::call(Pairs::<2>(tile)),
-            4 => V::call(Pairs::<4>(tile)),
-            n => unreachable!("no bf16 tile of {n} tokens"),
+        match tile.slots {
+            1 => each::<V, P, 1>(tile),
+            2 => each::<V, P, 2>(tile),
+            4 => each::<V, P, 4>(tile),
+            n => unreachable!("no tile of {n} tokens"),
         }
     }
 }

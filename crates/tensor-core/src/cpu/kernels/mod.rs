@@ -15,6 +15,7 @@ mod neon;
 pub(crate) mod panel;
 pub(crate) mod read;
 pub(crate) mod rearrange;
+pub(crate) mod recurrent;
 mod scalar;
 #[cfg_attr(
     not(any(target_arch = "x86_64", test)),
@@ -48,6 +49,8 @@ pub(crate) struct Kernels {
     pub read: fn(&[u8]) -> f32,
     /// Norms, activations, rope.
     pub elementwise: elementwise::Elementwise,
+    /// Layers with a state.
+    pub recurrent: recurrent::Recurrences,
 }
 
 /// The table of `V`. Not reachable from outside but through [`available`].
@@ -62,6 +65,7 @@ const fn table<V: Vector>(name: &'static str) -> Kernels {
         tiles: None,
         attention: attention::Attention::of::<V>(),
         elementwise: elementwise::Elementwise::of::<V>(),
+        recurrent: recurrent::Recurrences::of::<V>(),
     }
 }
 

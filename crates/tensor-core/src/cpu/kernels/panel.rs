@@ -132,15 +132,16 @@ impl Kernel for Int8<'_> {
                         [V::load_partial(x.as_ptr(), x.len().min(LANES)), V::load_partial(tail, rest)]
                     };
                     let amax = V::reduce_max(V::max(V::abs(lo), V::abs(hi)));
-                    // 0 for finite values, else NaN: comparisons above may lose a NaN.
-                    let finite = V::reduce_sum(V::add(V::sub(lo, lo), V::sub(hi, hi)));
-                    let scale = amax / 127.0 + finite;
                     let inverse = V::splat(if amax > 0.0 { 127.0 / amax } else { 0.0 });
+                    // 0 for finite values, else NaN: comparisons above may lose a NaN.
+                    let finite = V::add(V::sub(lo, lo), V::sub(hi, hi));
                     let lo = V::round(clamp::<V>(V::mul(lo, inverse)));
                     let hi = V::round(clamp::<V>(V::mul(hi, inverse)));
                     V::store_i8(base.add(t * UNIT).cast(), lo);
                     V::store_i8(base.add(t * UNIT + LANES).cast(), hi);
-                    let sums = [V::reduce_sum(V::from_i32(lo)), V::reduce_sum(V::from_i32(hi))];
+                    let mut sums = [0.0; 4];
+                    V::store_sums(sums.as_mut_ptr(), [V::from_i32(lo), V::from_i32(hi), finite, finite]);
+                    let scale = amax / 127.0 + sums[2];
                     let floats = base.add(n * UNIT).cast::<f32>();
                     floats.add(t).write_unaligned(scale);
                     floats.add(n + t).write_unaligned(scale * (sums[0] + sums[1]));

@@ -273,5 +273,10 @@ pub(crate) trait Vector: Copy + 'static {
     }
 }
 
+/// Whether there are 32 registers of a whole vector each, as with AVX-512: room for more sums.
+pub(super) const fn is_wide<V: Vector>() -> bool {
+    align_of::<V::F>() == 4 * LANES
+}
+
 #[cfg(test)]
 mod tests;

@@ -55,7 +55,10 @@ impl Product<'_> {
                 let next =
                     if block + 2 < blocks.end { 2 * stride } else { slab_bytes - 2 * pair as isize * stride };
                 for (block, b) in [(block, &mut *b0), (partner, &mut *b1)] {
-                    (tiles.expand)(Slab { block: part.block(block), layout, units: units.clone(), next }, b);
+                    (tiles.expand)(
+                        Slab { block: part.run(block..block + 1), layout, units: units.clone(), next },
+                        b,
+                    );
                 }
                 (tiles.multiply)(Pair {
                     a: &x[first * TILE..],

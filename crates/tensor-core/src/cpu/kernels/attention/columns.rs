@@ -1,7 +1,7 @@
 //! A tile with 16 rows as lanes. The order of every sum is that of `rows`.
 
-use super::{BLOCK, Scoring, Seen, Tile, is_wide, score};
-use crate::cpu::kernels::vector::{Kernel, LANES, Vector};
+use super::{BLOCK, Scoring, Seen, Tile, score};
+use crate::cpu::kernels::vector::{Kernel, LANES, Vector, is_wide};
 
 /// Scores of keys `lo..hi`, and of some more, for 16 rows at a time.
 pub(super) struct ScoreColumns<'t, 'a> {

@@ -1,6 +1,8 @@
 //! A tile row by row: lanes are the dimensions of a head, or keys.
 
-use super::{BLOCK, CachedHead, Scoring, Seen, Tile, first, padded, score};
+use half::f16;
+
+use super::{BLOCK, CachedHead, Keys, Scoring, Seen, Tile, first, padded, score};
 use crate::cpu::kernels::vector::{Kernel, LANES, Vector};
 use crate::cpu::tensor::KvData;
 
@@ -13,7 +15,7 @@ const AHEAD: usize = 16;
 /// # Safety
 /// That of [`Vector`]'s functions.
 #[inline(always)]
-unsafe fn prefetch<V: Vector>(p: *const u8, len: usize) {
+pub(super) unsafe fn prefetch<V: Vector>(p: *const u8, len: usize) {
     for line in (0..len).step_by(64) {
         // SAFETY: a prefetch may ask for any address.
         unsafe { V::prefetch(p.wrapping_add(line)) };
@@ -30,7 +32,7 @@ impl Kernel for Load<'_> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let CachedHead { data, at, stride, head_dim } = self.src;
+        let CachedHead { data, at, stride, head_dim, .. } = self.src;
         let (width, whole) = (padded(head_dim), head_dim - head_dim % LANES);
         let rest = head_dim - whole;
         for (row, dst) in self.dst.chunks_exact_mut(width).enumerate() {
@@ -65,53 +67,123 @@ impl Kernel for Load<'_> {
     }
 }
 
-/// Scores of keys `lo..hi`, and of some more, row by row.
-pub(super) struct ScoreRows<'t, 'a> {
+/// Cached values, widened.
+pub(super) trait Stored: Copy {
+    /// 16 values.
+    ///
+    /// # Safety
+    /// That of [`Vector`]'s functions.
+    unsafe fn load<V: Vector>(p: *const Self) -> V::F;
+}
+
+impl Stored for f32 {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(p: *const Self) -> V::F {
+        // SAFETY: the same contract.
+        unsafe { V::load(p) }
+    }
+}
+
+impl Stored for f16 {
+    #[inline(always)]
+    unsafe fn load<V: Vector>(p: *const Self) -> V::F {
+        // SAFETY: the same contract; a half float is the 16 bits that the vector reads.
+        unsafe { V::load_f16(p.cast()) }
+    }
+}
+
+/// Scores of keys `lo..hi` row by row.
+pub(super) struct ScoreRows<'t, 'a, T> {
     pub(super) tile: &'t mut Tile<'a>,
+    pub(super) k: Keys<T>,
     pub(super) lo: usize,
     pub(super) hi: usize,
 }
 
-impl Kernel for ScoreRows<'_, '_> {
+impl<T: Stored> Kernel for ScoreRows<'_, '_, T> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let tile = self.tile;
-        let width = tile.width;
-        for row in 0..tile.rows() {
-            for key in (self.lo..self.hi).step_by(KEYS) {
-                // The last keys may lie before `lo` or past `hi`: nobody looks at their scores.
-                let key = key.min(BLOCK - KEYS);
-                // SAFETY: rows of `q`, `k` and `s` have `width`, `width` and `BLOCK` values, and `KEYS` keys follow.
-                unsafe {
-                    let q = tile.q.as_ptr().add(row * width);
-                    let s = tile.s.as_mut_ptr().add(row * BLOCK + key);
-                    dot_row::<V>(q, tile.k.as_ptr().add(key * width), width, s);
+        let Self { tile, k, lo, hi } = self;
+        let mut row = 0;
+        while row < tile.rows() {
+            let count = (tile.rows() - row).min(3);
+            // SAFETY: the rows exist, and `lo..hi` are keys of the block.
+            unsafe {
+                let dots = Dots {
+                    q: tile.q.as_ptr().add(row * tile.width),
+                    k: Keys { ahead: if row == 0 { k.ahead } else { (0, 0) }, ..k },
+                    width: tile.width,
+                    s: tile.s.as_mut_ptr().add(row * BLOCK),
+                };
+                match count {
+                    3 => dots.keys::<V, 3, 2>(lo, hi),
+                    2 => dots.keys::<V, 2, 2>(lo, hi),
+                    _ => dots.keys::<V, 1, 4>(lo, hi),
                 }
             }
+            row += count;
         }
     }
 }
 
-/// Keys whose sums are in registers.
-const KEYS: usize = 4;
+/// Products of some rows and the keys of a block.
+struct Dots<T> {
+    q: *const f32,
+    k: Keys<T>,
+    width: usize,
+    s: *mut f32,
+}
 
-/// Products of one query and some keys: sums by lane over the vectors of a head, then
-/// [`reduce_sum`](Vector::reduce_sum).
-///
-/// # Safety
-/// That of [`Vector`]'s functions, for `width` values of the query and each key and as many scores as keys.
-#[inline(always)]
-#[expect(unsafe_op_in_unsafe_fn, reason = "offsets within the lengths that the contract names")]
-unsafe fn dot_row<V: Vector>(q: *const f32, k: *const f32, width: usize, s: *mut f32) {
-    let mut sums = [V::splat(0.0); KEYS];
-    for d in (0..width).step_by(LANES) {
-        let x = V::load(q.add(d));
-        for (i, sum) in sums.iter_mut().enumerate() {
-            *sum = V::fma(x, V::load(k.add(i * width + d)), *sum);
+#[expect(unsafe_op_in_unsafe_fn, reason = "offsets within the tile and the keys, as ScoreRows says")]
+impl<T: Stored> Dots<T> {
+    /// Scores of `R` rows and keys `lo..hi`, `K` at a time.
+    #[inline(always)]
+    unsafe fn keys<V: Vector, const R: usize, const K: usize>(&self, lo: usize, hi: usize) {
+        let mut key = lo;
+        while key + K <= hi {
+            self.some::<V, R, K>(key);
+            key += K;
+        }
+        while key < hi {
+            self.some::<V, R, 1>(key);
+            key += 1;
         }
     }
-    V::store_sums(s, sums);
+
+    /// Scores of `R` rows and `K` keys: sums by lane over the vectors of a head, then
+    /// [`reduce_sum`](Vector::reduce_sum).
+    #[inline(always)]
+    unsafe fn some<V: Vector, const R: usize, const K: usize>(&self, key: usize) {
+        let Keys { first, stride, ahead } = self.k;
+        let k = first.wrapping_add(key * stride);
+        let mut sums = [[V::splat(0.0); K]; R];
+        for d in (0..self.width).step_by(LANES) {
+            for i in 0..K {
+                let k = T::load::<V>(k.add(i * stride + d));
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    sums[i] = V::fma(V::load(self.q.add(r * self.width + d)), k, sums[i]);
+                }
+            }
+        }
+        for i in 0..K {
+            let row = k.wrapping_add(i * stride).cast::<u8>();
+            prefetch::<V>(row.wrapping_offset(ahead.0), ahead.1);
+        }
+        let sums = sums.as_flattened();
+        let mut at = 0;
+        while at < R * K {
+            let mut four = [V::splat(0.0); 4];
+            let count = (R * K - at).min(4);
+            four[..count].copy_from_slice(&sums[at..at + count]);
+            let mut scores = [0.0; 4];
+            V::store_sums(scores.as_mut_ptr(), four);
+            for (i, score) in scores[..count].iter().enumerate() {
+                *self.s.add((at + i) / K * BLOCK + key + (at + i) % K) = *score;
+            }
+            at += count;
+        }
+    }
 }
 
 /// Scores to weights, row by row; `m`, `l`, `o` follow.

@@ -1,19 +1,21 @@
 //! Sums of weighted values: of a block into a tile, of parts into a whole.
 
-use super::{BLOCK, Seen, State, Tile, first, is_wide};
-use crate::cpu::kernels::vector::{Kernel, LANES, Vector};
+use super::rows::{Stored, prefetch};
+use super::{BLOCK, Keys, Seen, State, Tile, first};
+use crate::cpu::kernels::vector::{Kernel, LANES, Vector, is_wide};
 
 /// Weighted values into `o`.
-pub(super) struct Weigh<'t, 'a> {
+pub(super) struct Weigh<'t, 'a, T> {
     pub(super) tile: &'t mut Tile<'a>,
     pub(super) seen: &'t [Seen],
+    pub(super) v: Keys<T>,
 }
 
-impl Kernel for Weigh<'_, '_> {
+impl<T: Stored> Kernel for Weigh<'_, '_, T> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let tile = self.tile;
+        let Self { tile, seen, v } = self;
         let width = tile.v_width;
         for row in 0..tile.rows() {
             let shrink = tile.shrink[row];
@@ -29,17 +31,17 @@ impl Kernel for Weigh<'_, '_> {
         }
         // Keys that all queries see are weighed for all rows at once. Those at the edges of the mask are weighed
         // for the queries that see them: a weight of 0 would not do, it does not hide an infinite value.
-        let lo = self.seen.iter().map(|s| s.lo).max().unwrap_or(0);
-        let hi = self.seen.iter().map(|s| s.hi).min().unwrap_or(0);
+        let lo = seen.iter().map(|s| s.lo).max().unwrap_or(0);
+        let hi = seen.iter().map(|s| s.hi).min().unwrap_or(0);
         let (lo, hi) = if lo < hi { (lo, hi) } else { (BLOCK, BLOCK) };
         // SAFETY: the contract of `run`; rows and keys are within the tile.
         unsafe {
-            for (i, s) in self.seen.iter().enumerate() {
-                weigh::<V>(tile, [i * tile.group, (i + 1) * tile.group], [s.lo, s.hi.min(lo)]);
+            for (i, s) in seen.iter().enumerate() {
+                weigh::<V, T>(tile, v, [i * tile.group, (i + 1) * tile.group], [s.lo, s.hi.min(lo)]);
             }
-            weigh::<V>(tile, [0, tile.rows()], [lo, hi]);
-            for (i, s) in self.seen.iter().enumerate() {
-                weigh::<V>(tile, [i * tile.group, (i + 1) * tile.group], [s.lo.max(hi), s.hi]);
+            weigh::<V, T>(tile, v, [0, tile.rows()], [lo, hi]);
+            for (i, s) in seen.iter().enumerate() {
+                weigh::<V, T>(tile, v, [i * tile.group, (i + 1) * tile.group], [s.lo.max(hi), s.hi]);
             }
         }
     }
@@ -50,7 +52,7 @@ impl Kernel for Weigh<'_, '_> {
 /// # Safety
 /// That of [`Vector`]'s functions; rows and keys are within the tile.
 #[inline(always)]
-unsafe fn weigh<V: Vector>(tile: &mut Tile<'_>, rows: [usize; 2], keys: [usize; 2]) {
+unsafe fn weigh<V: Vector, T: Stored>(tile: &mut Tile<'_>, v: Keys<T>, rows: [usize; 2], keys: [usize; 2]) {
     if keys[0] >= keys[1] {
         return;
     }
@@ -63,7 +65,11 @@ unsafe fn weigh<V: Vector>(tile: &mut Tile<'_>, rows: [usize; 2], keys: [usize; 
                 weights: tile.s.as_ptr().add(keys[0] * key_stride + row * row_stride),
                 key_stride,
                 row_stride,
-                v: tile.v.as_ptr().add(keys[0] * tile.v_width),
+                v: Keys {
+                    first: v.first.wrapping_add(keys[0] * v.stride),
+                    ahead: if row == 0 { v.ahead } else { (0, 0) },
+                    ..v
+                },
                 keys: keys[1] - keys[0],
                 width: tile.v_width,
                 o: tile.o.as_mut_ptr().add(row * tile.v_width),
@@ -73,10 +79,10 @@ unsafe fn weigh<V: Vector>(tile: &mut Tile<'_>, rows: [usize; 2], keys: [usize; 
         // SAFETY: `count` rows follow.
         unsafe {
             match count {
-                4 => V::call(SumRows::<4>(sums)),
-                3 => V::call(SumRows::<3>(sums)),
-                2 => V::call(SumRows::<2>(sums)),
-                _ => V::call(SumRows::<1>(sums)),
+                4 => V::call(SumRows::<T, 4>(sums)),
+                3 => V::call(SumRows::<T, 3>(sums)),
+                2 => V::call(SumRows::<T, 2>(sums)),
+                _ => V::call(SumRows::<T, 1>(sums)),
             }
         }
         row += count;
@@ -85,20 +91,20 @@ unsafe fn weigh<V: Vector>(tile: &mut Tile<'_>, rows: [usize; 2], keys: [usize; 
 
 /// A few rows of `o`, their weights, and the values of some keys.
 #[derive(Clone, Copy)]
-struct Sums {
+struct Sums<T> {
     weights: *const f32,
     key_stride: usize,
     row_stride: usize,
-    v: *const f32,
+    v: Keys<T>,
     keys: usize,
     width: usize,
     o: *mut f32,
 }
 
 /// `R` rows of [`Sums`].
-struct SumRows<const R: usize>(Sums);
+struct SumRows<T, const R: usize>(Sums<T>);
 
-impl<const R: usize> Kernel for SumRows<R> {
+impl<T: Stored, const R: usize> Kernel for SumRows<T, R> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
@@ -109,6 +115,10 @@ impl<const R: usize> Kernel for SumRows<R> {
                 self.vectors::<V, 4>(d);
                 d += 4 * LANES;
             }
+            while R < 4 && d + 2 * LANES <= self.0.width {
+                self.vectors::<V, 2>(d);
+                d += 2 * LANES;
+            }
             while d < self.0.width {
                 self.vectors::<V, 1>(d);
                 d += LANES;
@@ -117,7 +127,7 @@ impl<const R: usize> Kernel for SumRows<R> {
     }
 }
 
-impl<const R: usize> SumRows<R> {
+impl<T: Stored, const R: usize> SumRows<T, R> {
     /// `D` vectors from value `d` on.
     ///
     /// # Safety
@@ -126,6 +136,7 @@ impl<const R: usize> SumRows<R> {
     #[expect(unsafe_op_in_unsafe_fn, reason = "offsets of R rows, `keys` keys and D vectors")]
     unsafe fn vectors<V: Vector, const D: usize>(&self, d: usize) {
         let Sums { weights, key_stride, row_stride, v, keys, width, o } = self.0;
+        let Keys { stride, ahead, .. } = v;
         let mut sums = [[V::splat(0.0); D]; R];
         for (r, sums) in sums.iter_mut().enumerate() {
             for (i, sum) in sums.iter_mut().enumerate() {
@@ -133,9 +144,13 @@ impl<const R: usize> SumRows<R> {
             }
         }
         for key in 0..keys {
+            let v = v.first.wrapping_add(key * stride);
             let mut values = [V::splat(0.0); D];
             for (i, value) in values.iter_mut().enumerate() {
-                *value = V::load(v.add(key * width + d + i * LANES));
+                *value = T::load::<V>(v.add(d + i * LANES));
+            }
+            if d == 0 {
+                prefetch::<V>(v.cast::<u8>().wrapping_offset(ahead.0), ahead.1);
             }
             for (r, sums) in sums.iter_mut().enumerate() {
                 let weight = V::splat(*weights.add(key * key_stride + r * row_stride));

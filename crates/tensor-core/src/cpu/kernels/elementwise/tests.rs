@@ -64,6 +64,7 @@ fn phi(x: f64) -> f64 {
 
 fn reference(act: Activation, x: f64) -> f64 {
     match act {
+        Activation::Identity => x,
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::Gelu => x * phi(x),
         Activation::GeluTanh => {
@@ -78,6 +79,10 @@ fn reference(act: Activation, x: f64) -> f64 {
             let curve =
                 if x > 0.0 { f64::from(positive) * x * x } else { f64::from(negative) * (x.exp_m1() - x) };
             curve + f64::from(slope) * x
+        }
+        Activation::ClippedSwish { alpha, limit } => {
+            let x = x.min(limit.into());
+            x / (1.0 + (-x * f64::from(alpha)).exp())
         }
     }
 }
@@ -115,6 +120,7 @@ fn activations_that_are_not_of_the_form_of_relu() {
         Activation::Sigmoid,
         Activation::Clip { limit: 1.5 },
         Activation::XIelu { positive: 0.8, negative: 1.3, slope: 0.5 },
+        Activation::ClippedSwish { alpha: 1.702, limit: 2.5 },
     ];
     for act in acts {
         for n in LENGTHS {

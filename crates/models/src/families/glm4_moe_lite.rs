@@ -1,0 +1,36 @@
+//! GLM 4.7 Flash: DeepSeek V3 with layers that say whether they are dense.
+
+use super::deepseek_v2::{Ranks, latent};
+use super::deepseek_v3::{Mixture, ignored, mix};
+use super::llama::{DEFAULTS, Defaults, follow};
+use super::qwen3_moe::plain_layout;
+use crate::{Config, DecoderFamily, DecoderSpec, Result};
+
+pub(super) const FAMILY: DecoderFamily =
+    DecoderFamily { layout: plain_layout, ignored, ..DecoderFamily::new(&["glm4_moe_lite"], spec) };
+
+fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
+    let mut spec = follow(c, &Defaults { eps: 1e-5, context: 202_752, ..DEFAULTS })?;
+    latent(c, &mut spec, &Ranks { q: Some(768), kv: 512, nope: 192, rope: 64, v: 256 })?;
+    let sparse = sparse_layers(c, spec.layers.len())?;
+    let moe =
+        Mixture { hidden: 1536, experts: 64, top_k: 4, shared: 1, groups: [1, 1], scale: 1.8, norm: true };
+    mix(c, &mut spec, &moe, |i| sparse[i])?;
+    Ok(spec)
+}
+
+/// `mlp_layer_types`, where `first_k_dense_replace` of older files means the same.
+fn sparse_layers(c: &Config<'_>, layers: usize) -> Result<Vec<bool>> {
+    let Some(types) = c.get("mlp_layer_types") else {
+        let dense = super::deepseek_v3::number_or(c, "first_k_dense_replace", 1)?;
+        return Ok((0..layers).map(|i| i >= dense).collect());
+    };
+    let of = |v: &serde_json::Value| match v.as_str() {
+        Some("dense") => Some(false),
+        Some("sparse") => Some(true),
+        _ => None,
+    };
+    let list = types.as_array().and_then(|a| a.iter().map(of).collect::<Option<Vec<_>>>());
+    list.filter(|l| l.len() == layers)
+        .ok_or_else(|| c.unsupported("mlp_layer_types", &format!("{layers} of dense or sparse")))
+}

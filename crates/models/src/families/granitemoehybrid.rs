@@ -1,0 +1,127 @@
+//! Granite 4: Mamba-2 in most layers, attention with or without rope in the others, a shared feed-forward layer, and
+//! Granite's factors.
+
+use rillm_nn::{GateOrder, GatedNorm, Mamba2Spec, MlpKind, MlpSpec, Origin, WeightSource};
+use rillm_tensor_core::Activation;
+
+use super::granite::multipliers;
+use super::llama::{DEFAULTS, attention, bias, bias_or, layer_count_or};
+use super::mamba2::{divides, dt_limits};
+use crate::names::{layer_of, stacked};
+use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, Layout, MixerSpec, Result};
+
+pub(super) const FAMILY: DecoderFamily =
+    DecoderFamily { layout, ..DecoderFamily::new(&["granitemoehybrid"], spec) };
+
+fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
+    let (dim, norm) = (c.count_or("hidden_size", 4096)?, c.rms_norm(1e-6)?);
+    if c.get("num_local_experts").is_none_or(|n| n.as_u64() != Some(0)) {
+        return Err(c.unsupported("num_local_experts", "0"));
+    }
+    let (mut attn, context) = attention(c, dim, &DEFAULTS)?;
+    let attn_bias = bias(c, "attention_bias")?;
+    (attn.qkv_bias, attn.o_bias) = (attn_bias, attn_bias);
+    match c.get("position_embedding_type").map(|_| c.str("position_embedding_type")).transpose()? {
+        Some("rope") => {}
+        None | Some("nope") => attn.rope = None,
+        Some(_) => return Err(c.unsupported("position_embedding_type", "rope or null")),
+    }
+    let mlp = MlpSpec {
+        kind: MlpKind::Gated,
+        dim,
+        hidden: c.count_or("shared_intermediate_size", 1024)?,
+        act: c.activation("hidden_act", Activation::Silu)?,
+        bias: rillm_nn::Bias::None,
+        gate_factor: None,
+    };
+    let n = layer_count_or(c, "num_hidden_layers", 32)?;
+    let names = ["mamba", "linear_attention", "attention", "full_attention"];
+    let key = if c.get("layer_types").is_some() { "layer_types" } else { "layers_block_type" };
+    let kinds = c.layer_names(key, n, &names, |_| "mamba")?;
+    let mamba = mamba(c, dim)?;
+    let layer = |kind: &str| {
+        let first = match kind {
+            "mamba" | "linear_attention" => {
+                BranchSpec::normed("mamba", MixerSpec::Mamba2(mamba.clone()), "input_layernorm", norm)
+            }
+            _ => BranchSpec::normed("self_attn", MixerSpec::Attention(attn.clone()), "input_layernorm", norm),
+        };
+        let second = BranchSpec::normed("shared_mlp", MixerSpec::Mlp(mlp), "post_attention_layernorm", norm);
+        LayerSpec(vec![vec![first].into(), vec![second].into()])
+    };
+    let mut spec = DecoderSpec {
+        dim,
+        vocab: c.count_or("vocab_size", 32_000)?,
+        context,
+        learned_positions: None,
+        embed_scale: None,
+        per_layer: None,
+        layers: kinds.into_iter().map(layer).collect(),
+        norm,
+        head: HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+    };
+    multipliers(c, &mut spec)?;
+    Ok(spec)
+}
+
+fn mamba(c: &Config<'_>, dim: usize) -> Result<Mamba2Spec> {
+    c.only("hidden_act", "silu")?;
+    let (heads, groups) = (c.count_or("mamba_n_heads", 128)?, c.count_or("mamba_n_groups", 1)?);
+    let inner = c.count_or("mamba_expand", 2)? * dim;
+    divides(c, "mamba_n_heads", heads, inner)?;
+    divides(c, "mamba_n_groups", groups, heads)?;
+    let proj_bias = bias(c, "mamba_proj_bias")?;
+    Ok(Mamba2Spec {
+        dim,
+        heads,
+        head_dim: head_dim(c, inner, heads)?,
+        state: c.count_or("mamba_d_state", 256)?,
+        groups,
+        taps: c.count_or("mamba_d_conv", 4)?,
+        in_bias: proj_bias,
+        out_bias: proj_bias,
+        conv_bias: bias_or(c, "mamba_conv_bias", true)?,
+        dt_limits: dt_limits(c)?,
+        norm: Some(GatedNorm {
+            eps: c.positive_or("rms_norm_eps", 1e-6)? as f32,
+            groups,
+            order: GateOrder::GateFirst,
+        }),
+        factors: None,
+    })
+}
+
+/// `mamba_d_head`: `inner / heads`, which may also be written as `"auto"`.
+pub(super) fn head_dim(c: &Config<'_>, inner: usize, heads: usize) -> Result<usize> {
+    let stated = match c.get("mamba_d_head") {
+        Some(value) if value.as_str() != Some("auto") => c.count("mamba_d_head")?,
+        _ => inner / heads,
+    };
+    if stated * heads == inner {
+        Ok(stated)
+    } else {
+        Err(c.unsupported("mamba_d_head", &format!("{}", inner / heads)))
+    }
+}
+
+/// transformers fuses gate and what it opens; mlx-lm divides them if there are no experts.
+fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
+    let mlx = matches!(source.get("model.layers.0.mlp.up_proj.weight"), Ok(Some(_)));
+    let hidden = spec.layers.first().and_then(LayerSpec::mlp).map_or(0, |mlp| mlp.hidden);
+    Box::new(move |name| {
+        let Some((i, rest)) = layer_of(name) else { return Origin::Tensor(name.to_owned()) };
+        let Some(module) = rest.strip_prefix("shared_mlp.") else { return Origin::Tensor(name.to_owned()) };
+        if mlx {
+            return Origin::Tensor(format!("model.layers.{i}.mlp.{module}"));
+        }
+        let fused = |part| {
+            let (rows, of) = stacked(&[hidden; 2], part);
+            Origin::Rows { name: format!("model.layers.{i}.shared_mlp.input_linear.weight"), rows, of }
+        };
+        match module {
+            "gate_proj.weight" => fused(0),
+            "up_proj.weight" => fused(1),
+            _ => Origin::Tensor(format!("model.layers.{i}.shared_mlp.output_linear.weight")),
+        }
+    })
+}

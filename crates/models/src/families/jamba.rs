@@ -1,0 +1,78 @@
+//! Jamba: Mamba with norms inside, and attention without positions in every eighth layer.
+
+use rillm_nn::{Bias, MambaNorms, MambaSpec, MlpKind, MlpSpec, Origin, WeightSource};
+use rillm_tensor_core::Activation;
+
+use super::llama::{DEFAULTS, Defaults, attention, bias, bias_or, layer_count_or};
+use super::mamba::dt_rank;
+use crate::names::renamed;
+use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, Layout, MixerSpec, Result};
+
+pub(super) const FAMILY: DecoderFamily = DecoderFamily { layout, ..DecoderFamily::new(&["jamba"], spec) };
+
+fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
+    c.only("hidden_act", "silu")?;
+    let (dim, norm) = (c.count_or("hidden_size", 4096)?, c.rms_norm(1e-6)?);
+    let (mut attn, context) = attention(c, dim, &Defaults { context: 262_144, ..DEFAULTS })?;
+    attn.rope = None;
+    let mamba = MambaSpec {
+        dim,
+        inner: c.count_or("mamba_expand", 2)? * dim,
+        state: c.count_or("mamba_d_state", 16)?,
+        taps: c.count_or("mamba_d_conv", 4)?,
+        dt_rank: dt_rank(c, "mamba_dt_rank", dim)?,
+        bias: bias(c, "mamba_proj_bias")?,
+        conv_bias: bias_or(c, "mamba_conv_bias", true)?,
+        norms: MambaNorms::Learned { eps: c.positive_or("rms_norm_eps", 1e-6)? as f32 },
+    };
+    let mlp = MlpSpec {
+        kind: MlpKind::Gated,
+        dim,
+        hidden: c.count_or("intermediate_size", 14_336)?,
+        act: Activation::Silu,
+        bias: Bias::None,
+        gate_factor: None,
+    };
+    let attends = at(c, "attn_layer", [8, 4])?;
+    let has_experts = at(c, "expert_layer", [2, 1])?;
+    let experts = c.count_or("num_experts", c.count_or("num_local_experts", 16)?)?;
+    let layer = |i: usize| {
+        let (name, mixer) = match attends(i) {
+            true => ("self_attn", MixerSpec::Attention(attn.clone())),
+            false => ("mamba", MixerSpec::Mamba(mamba)),
+        };
+        if experts > 1 && has_experts(i) {
+            return Err(c.unsupported("num_experts", "1"));
+        }
+        let first = BranchSpec::normed(name, mixer, "input_layernorm", norm);
+        let second = BranchSpec::normed("feed_forward", MixerSpec::Mlp(mlp), "pre_ff_layernorm", norm);
+        Ok(LayerSpec(vec![vec![first].into(), vec![second].into()]))
+    };
+    Ok(DecoderSpec {
+        dim,
+        vocab: c.count_or("vocab_size", 65_536)?,
+        context,
+        learned_positions: None,
+        embed_scale: None,
+        per_layer: None,
+        layers: (0..layer_count_or(c, "num_hidden_layers", 32)?).map(layer).collect::<Result<_>>()?,
+        norm,
+        head: HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+    })
+}
+
+/// Whether a layer is one of those at `{key}_offset` in every `{key}_period`.
+fn at(c: &Config<'_>, key: &str, [period, offset]: [usize; 2]) -> Result<impl Fn(usize) -> bool> {
+    let period = c.count_or(&format!("{key}_period"), period)?;
+    let key = format!("{key}_offset");
+    let offset = c.get(&key).map_or(Some(offset as u64), |v| v.as_u64());
+    let Some(offset) = offset.filter(|n| (*n as usize) < period) else {
+        return Err(c.unsupported(&key, &format!("a number below {period}")));
+    };
+    Ok(move |i| i % period == offset as usize)
+}
+
+pub(super) fn layout(_: &DecoderSpec, _: &dyn WeightSource) -> Layout {
+    let top = [("model.norm", "model.final_layernorm")];
+    Box::new(move |name| Origin::Tensor(renamed(name, "model.layers.", &top, &[])))
+}
