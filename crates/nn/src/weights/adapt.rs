@@ -233,13 +233,9 @@ fn transform<'a>(
             }
             Ok(raw.rows_range(rows.clone()))
         }
-        Origin::Strided { start, run, stride, .. } => {
-            let (n, start, run, stride) = (lines(&raw), *start, *run, *stride);
-            if run == 0 || stride == 0 || start + run > stride || n % stride != 0 || raw.shape.len() > 2 {
-                return Err(mismatch(&raw));
-            }
-            let picked = (0..n / stride * run).map(|j| j / run * stride + start + j % run);
-            reordered(&raw, picked).map_err(quant)
+        Origin::Strided { .. } | Origin::Unpermuted { .. } | Origin::Unstacked { .. } => {
+            let order = order(origin, lines(&raw)).filter(|_| raw.shape.len() <= 2);
+            reordered(&raw, &order.ok_or_else(|| mismatch(&raw))?).map_err(quant)
         }
         Origin::Transposed { rows, .. } => {
             if raw.shape.len() != 2 || rows.end > raw.cols() {
@@ -251,32 +247,55 @@ fn transform<'a>(
             let turned: Vec<f32> = columns.map(|(r, c)| values[r * cols + c]).collect();
             RawTensor::from_f32(vec![rows.len(), n], &turned).map_err(quant)
         }
-        Origin::Unpermuted { heads, .. } => {
-            let n = lines(&raw);
-            if *heads == 0 || !n.is_multiple_of(2) || !(n / 2).is_multiple_of(*heads) {
-                return Err(mismatch(&raw));
-            }
-            let (dim, half) = (n / heads, n / heads / 2);
-            let stored_row = move |r: usize| {
-                let (head, r) = (r / dim, r % dim);
-                head * dim + 2 * (r % half) + r / half
-            };
-            reordered(&raw, (0..n).map(stored_row)).map_err(quant)
-        }
-        Origin::Unstacked { parts, heads, .. } => {
-            let (n, parts, heads) = (lines(&raw), *parts, *heads);
-            if parts == 0 || heads == 0 || !n.is_multiple_of(parts) || !(n / parts).is_multiple_of(heads) {
-                return Err(mismatch(&raw));
-            }
-            let dim = n / parts / heads;
-            let stored_row = move |r: usize| (r / dim % parts * heads + r / dim / parts) * dim + r % dim;
-            reordered(&raw, (0..n).map(stored_row)).map_err(quant)
-        }
         Origin::Shifted { by, .. } => {
             let values: Vec<f32> = raw.decode().map_err(quant)?.iter().map(|x| x + by).collect();
             RawTensor::from_f32(raw.shape.clone(), &values).map_err(quant)
         }
         Origin::Values { .. } => Err(mismatch(&raw)),
+    }
+}
+
+/// Rows of a matrix, values of a vector.
+fn lines(raw: &RawTensor<'_>) -> usize {
+    if raw.shape.len() == 1 { raw.cols() } else { raw.rows() }
+}
+
+/// The rows of a matrix, or the values of a vector, of these numbers.
+fn reordered(raw: &RawTensor<'_>, order: &[usize]) -> rillm_quant::Result<RawTensor<'static>> {
+    if raw.shape.len() != 1 {
+        return Ok(raw.take_rows(order.iter().copied()));
+    }
+    let values = raw.decode()?;
+    let ordered: Vec<f32> = order.iter().map(|&i| values[i]).collect();
+    RawTensor::from_f32(vec![ordered.len()], &ordered)
+}
+
+/// The rows, of `n` stored ones, that a parameter consists of; `None` if they don't divide so.
+fn order(origin: &Origin, n: usize) -> Option<Vec<usize>> {
+    match *origin {
+        Origin::Strided { start, run, stride, .. } => {
+            if run == 0 || stride == 0 || start + run > stride || n % stride != 0 {
+                return None;
+            }
+            Some((0..n / stride * run).map(|j| j / run * stride + start + j % run).collect())
+        }
+        Origin::Unpermuted { heads, .. } => {
+            if heads == 0 || !n.is_multiple_of(2) || !(n / 2).is_multiple_of(heads) {
+                return None;
+            }
+            let (dim, half) = (n / heads, n / heads / 2);
+            let stored = |head: usize, r: usize| head * dim + 2 * (r % half) + r / half;
+            Some((0..n).map(|r| stored(r / dim, r % dim)).collect())
+        }
+        Origin::Unstacked { parts, heads, .. } => {
+            if parts == 0 || heads == 0 || !n.is_multiple_of(parts) || !(n / parts).is_multiple_of(heads) {
+                return None;
+            }
+            let dim = n / parts / heads;
+            let stored = |head: usize, part: usize| (part * heads + head) * dim;
+            Some((0..n).map(|r| stored(r / dim / parts, r / dim % parts) + r % dim).collect())
+        }
+        _ => None,
     }
 }
 
@@ -311,24 +330,6 @@ fn of_stack<'a>(
         }
         _ => Ok(None),
     }
-}
-
-/// Rows of a matrix, values of a vector.
-fn lines(raw: &RawTensor<'_>) -> usize {
-    if raw.shape.len() == 1 { raw.cols() } else { raw.rows() }
-}
-
-/// The rows of a matrix, or the values of a vector, of these numbers.
-fn reordered(
-    raw: &RawTensor<'_>,
-    order: impl ExactSizeIterator<Item = usize> + Clone,
-) -> rillm_quant::Result<RawTensor<'static>> {
-    if raw.shape.len() != 1 {
-        return Ok(raw.take_rows(order));
-    }
-    let values = raw.decode()?;
-    let ordered: Vec<f32> = order.map(|i| values[i]).collect();
-    RawTensor::from_f32(vec![ordered.len()], &ordered)
 }
 
 /// A source that borrows another.
