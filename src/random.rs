@@ -22,14 +22,21 @@ pub struct RandomShape {
 impl FromStr for RandomShape {
     type Err = String;
 
-    /// `llama-1b`, `llama-8b` or `smollm2-135m`, in bf16.
+    /// `llama-1b`, `llama-8b`, `smollm2-135m`, `mamba2-1.3b` or `qwen3.5-0.8b`, in bf16.
     fn from_str(name: &str) -> Result<Self, String> {
+        if let Some(config) = hybrid(name) {
+            return Ok(Self { config, format: Format::Float(FloatType::BF16) });
+        }
         // hidden, layers, heads, kv heads, ffn, vocabulary, tied
         let (d, n, h, kv, ffn, vocab, tied) = match name {
             "llama-1b" => (2048, 16, 32, 8, 8192, 128_256, true),
             "llama-8b" => (4096, 32, 32, 8, 14336, 128_256, false),
             "smollm2-135m" => (576, 30, 9, 3, 1536, 49_152, true),
-            _ => return Err(format!("no shape {name:?}; there are llama-1b, llama-8b, smollm2-135m")),
+            _ => {
+                return Err(format!(
+                    "no shape {name:?}; there are llama-1b, llama-8b, smollm2-135m, mamba2-1.3b, qwen3.5-0.8b"
+                ));
+            }
         };
         let config = json!({
             "model_type": "llama", "hidden_size": d, "num_hidden_layers": n, "num_attention_heads": h,
@@ -38,6 +45,23 @@ impl FromStr for RandomShape {
             "max_position_embeddings": 131_072,
         });
         Ok(Self { config, format: Format::Float(FloatType::BF16) })
+    }
+}
+
+/// Models whose layers have states.
+fn hybrid(name: &str) -> Option<Value> {
+    match name {
+        "mamba2-1.3b" => Some(json!({
+            "model_type": "mamba2", "hidden_size": 2048, "num_hidden_layers": 48, "num_heads": 64, "head_dim": 64,
+            "state_size": 128, "n_groups": 1, "vocab_size": 50_288, "tie_word_embeddings": true,
+        })),
+        "qwen3.5-0.8b" => Some(json!({
+            "model_type": "qwen3_5_text", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 8,
+            "num_key_value_heads": 2, "head_dim": 256, "intermediate_size": 3584, "vocab_size": 248_320,
+            "linear_num_value_heads": 16, "linear_num_key_heads": 16, "linear_key_head_dim": 128,
+            "linear_value_head_dim": 128, "tie_word_embeddings": true, "max_position_embeddings": 262_144,
+        })),
+        _ => None,
     }
 }
 

@@ -1,4 +1,7 @@
-"""Layers with a state: state spaces, gated delta rule, short convolutions, and hybrids with attention (make_golden.py)."""
+"""Layers with a state: state spaces, gated delta rule, short convolutions, and hybrids with attention (make_golden.py).
+
+`python3 recurrent.py` then copies some with parameters as mlx-lm stores them: taps before the channel, norms with the 1 added.
+"""
 from variants import S, s, case, rope
 
 MAMBA = dict(hidden_size=32, num_hidden_layers=2, state_size=4, vocab_size=96)
@@ -10,13 +13,19 @@ FALCON_H1 = dict(num_hidden_layers=2, mamba_d_ssm=48, mamba_n_heads=6, mamba_d_h
 NEMOTRON_H = dict(hidden_size=32, intermediate_size=48, vocab_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16, ssm_state_size=8, mamba_num_heads=4, mamba_head_dim=8, n_groups=2, chunk_size=8, max_position_embeddings=256)
 GRIFFIN = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=1, intermediate_size=64, vocab_size=96, attention_window_size=12)
 
-def as_mlx_lm_writes_it(t):
-    """Convolutions with the taps before the channel; norms with the 1 added."""
-    norms = ("input_layernorm.weight", "post_attention_layernorm.weight", "model.norm.weight", "q_norm.weight", "k_norm.weight")
-    t = {k: v.transpose(1, 2).contiguous() if "conv1d.weight" in k else v for k, v in t.items()}
-    return {k: v + 1.0 if k.endswith(norms) else v for k, v in t.items()}
+QWEN_MOE = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=24)
+KIMI = dict(num_hidden_layers=3, num_key_value_heads=4, kv_lora_rank=16, q_lora_rank=None, qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=12, linear_head_dim=16, linear_num_heads=3, linear_conv_kernel_dim=3, num_local_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, layer_types=["linear_attention", "full_attention", "linear_attention"], mlp_layer_types=["dense", "sparse", "sparse"])
 
 CASES = {
+    "mamba": case("mamba", MAMBA),
+    "mamba2": case("mamba2", {**MAMBA2, "n_groups": 1}),
+    "lfm2": case("lfm2", s(num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False)),
+    "granite-hybrid": case("granitemoehybrid", s(**{**GRANITE, "num_local_experts": 4, "num_experts_per_tok": 2}, position_embedding_type="rope")),
+    "qwen3-next": case("qwen3_next", s(**GDN, **QWEN_MOE), legacy_config=True),
+    "qwen3-5-moe": case("qwen3_5_moe_text", s(**{**GDN, "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}, **QWEN_MOE)),
+    "jamba": case("jamba", s(**JAMBA, num_experts=4)),
+    "minimax": case("minimax", s(num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"], num_local_experts=4, head_dim=12, block_size=8, full_attn_alpha_factor=0.9, full_attn_beta_factor=1.1, linear_attn_alpha_factor=0.8, linear_attn_beta_factor=1.2, mlp_alpha_factor=0.7, mlp_beta_factor=1.3)),
+    "kimi-linear": case("kimi_linear", s(**KIMI)),
     "mamba-biases": case("mamba", dict(**MAMBA, use_bias=True, use_conv_bias=False, conv_kernel=3, time_step_rank=5, tie_word_embeddings=False), legacy_config=True),
     "falcon-mamba": case("falcon_mamba", dict(**MAMBA, mixer_rms_eps=1e-3)),
     "mamba2-groups": case("mamba2", dict(**MAMBA2, use_bias=True, time_step_limit=(0.02, 0.2), tie_word_embeddings=True)),
@@ -32,3 +41,21 @@ CASES = {
     "nemotron-h": case("nemotron_h", dict(**NEMOTRON_H, layers_block_type=["linear_attention", "mlp", "full_attention", "linear_attention"])),
     "recurrent-gemma": case("recurrent_gemma", GRIFFIN, prompt_len=32),
 }
+
+
+def as_mlx_lm_writes_it(name):
+    """A copy of folder `name`; in float32, because 1 + w has more digits than bfloat16."""
+    import shutil
+    from safetensors.torch import load_file, save_file
+    norms = ("input_layernorm.weight", "post_attention_layernorm.weight", "model.norm.weight", "q_norm.weight", "k_norm.weight")
+    shutil.copytree(name, f"mlx-layout-{name}", dirs_exist_ok=True)
+    t = {k: v.float() for k, v in load_file(f"{name}/model.safetensors").items()}
+    t = {k: v.transpose(1, 2).contiguous() if ".conv" in k and v.ndim == 3 else v for k, v in t.items()}
+    if name.startswith("qwen"):
+        t = {k: v + 1.0 if k.endswith(norms) else v for k, v in t.items()}
+    save_file(t, f"mlx-layout-{name}/model.safetensors", metadata={"format": "pt"})
+
+
+if __name__ == "__main__":
+    for name in ["qwen3-5", "lfm2", "mamba2"]:
+        as_mlx_lm_writes_it(name)

@@ -49,7 +49,8 @@ pub trait Session: Send {
     fn len(&self, sequence: usize) -> usize;
     /// How many of `tokens`, from the first, are the sequence's own.
     fn common_prefix(&self, sequence: usize, tokens: &[u32]) -> usize;
-    /// Forgets the tokens from `len` on.
+    /// Forgets the tokens from `len` on. Where layers have states, these go back to the nearest one that was kept, and
+    /// the next step computes what is missing.
     ///
     /// # Errors
     /// The caches can't go back that far; nothing has changed then.

@@ -41,9 +41,6 @@ impl<T> Checkpoint<T> {
 }
 
 impl<B: Backend> ArraysCache<B> {
-    /// Ends of prompts that are enough for a conversation.
-    pub const CHECKPOINTS: usize = 2;
-
     /// An empty cache that keeps at most `checkpoints` states besides the one before the latest append.
     pub fn new(checkpoints: usize) -> Self {
         Self { now: Checkpoint::start(), before: Vec::new(), limit: checkpoints }

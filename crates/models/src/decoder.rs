@@ -22,6 +22,10 @@ struct Branch<B: Backend> {
 #[derive(Debug)]
 struct Group<B: Backend> {
     branches: Vec<Branch<B>>,
+    /// What becomes of the rows before.
+    entry: Option<Norm<B>>,
+    /// Factor on what the branches are added to.
+    keep: Option<f32>,
     post_norm: Option<Norm<B>>,
     /// Factor on everything afterwards.
     scalar: Option<f32>,
@@ -123,6 +127,8 @@ impl<B: FullBackend> Group<B> {
         let branches = spec.branches.iter().map(|b| Branch::load(w, dim, b, layer, slots));
         Ok(Self {
             branches: branches.collect::<Result<_>>()?,
+            entry: load_norm(w, dim, spec.entry)?,
+            keep: spec.keep,
             post_norm: load_norm(w, dim, spec.post_norm)?,
             scalar: match spec.scalar {
                 Some(name) => w.opt_values(name, 1)?.and_then(|v| v.first().copied()),
@@ -139,6 +145,9 @@ impl<B: FullBackend> Group<B> {
     /// `x` and what the branches make of `mixed`, their mixers' rows.
     fn add(&self, be: &B, mixed: SmallVec<[B::Tensor; 2]>, mut x: B::Tensor) -> Result<B::Tensor> {
         let branches = self.branches.iter().zip(mixed);
+        if let Some(factor) = self.keep {
+            x = be.scale(x, factor)?;
+        }
         match &self.post_norm {
             None => {
                 for (b, h) in branches {
@@ -263,6 +272,9 @@ impl<B: FullBackend> CausalLm<B> for Decoder<B> {
         let last = self.groups.iter().rposition(Group::keeps).unwrap_or(0);
         let mut rows = batch;
         for (i, group) in self.groups.iter().enumerate() {
+            if let Some(norm) = &group.entry {
+                x = norm.forward(be, &x)?;
+            }
             if i == last && logits_of.is_empty() {
                 for b in group.branches.iter().filter(|b| b.keeps()) {
                     let pass = Pass { slot: b.slot.unwrap_or(0), batch, tail: None, per_layer: None };

@@ -2,8 +2,8 @@
 
 use rillm_nn::{
     Attention, AttentionSpec, Bias, GatedConv, GatedConvSpec, GatedDelta, GatedDeltaSpec, Griffin,
-    GriffinSpec, Mamba, Mamba2, Mamba2Spec, MambaSpec, Mixer, Mla, MlaSpec, Mlp, MlpSpec, Moe, MoeSpec,
-    NormKind, PerLayerGate, PerLayerSpec, Result, Weights,
+    GriffinSpec, KimiDelta, KimiDeltaSpec, Lightning, LightningSpec, Mamba, Mamba2, Mamba2Spec, MambaSpec,
+    Mixer, Mla, MlaSpec, Mlp, MlpSpec, Moe, MoeSpec, NormKind, PerLayerGate, PerLayerSpec, Result, Weights,
 };
 use rillm_tensor_core::FullBackend;
 
@@ -54,11 +54,15 @@ impl HeadSpec {
 #[derive(Clone, Debug)]
 pub struct LayerSpec(pub Vec<GroupSpec>);
 
-/// Branches that read the same rows `x`, to which what they give is added: `x += post_norm(Σ branch(x))`.
+/// Branches that read the same rows `x`, to which what they give is added: `x = keep x + post_norm(Σ branch(x))`.
 #[derive(Clone, Debug)]
 pub struct GroupSpec {
     /// The branches, in the order in which they are added.
     pub branches: Vec<BranchSpec>,
+    /// The norm that `x` is replaced by before (minimax).
+    pub entry: Option<NormSpec>,
+    /// Factor on `x`.
+    pub keep: Option<f32>,
     /// The norm of their sum.
     pub post_norm: Option<NormSpec>,
     /// The name of a number of the layer that everything is multiplied by afterwards.
@@ -67,7 +71,7 @@ pub struct GroupSpec {
 
 impl From<Vec<BranchSpec>> for GroupSpec {
     fn from(branches: Vec<BranchSpec>) -> Self {
-        Self { branches, post_norm: None, scalar: None }
+        Self { branches, entry: None, keep: None, post_norm: None, scalar: None }
     }
 }
 
@@ -133,6 +137,10 @@ pub enum MixerSpec {
     GatedDelta(GatedDeltaSpec),
     /// A gated linear recurrent unit.
     Griffin(GriffinSpec),
+    /// The delta rule with a decay for each value of a key.
+    KimiDelta(KimiDeltaSpec),
+    /// Linear attention with constant decays.
+    Lightning(LightningSpec),
 }
 
 impl MixerSpec {
@@ -149,6 +157,8 @@ impl MixerSpec {
             Self::Mamba2(spec) => Box::new(Mamba2::load(w, spec.clone())?),
             Self::GatedDelta(spec) => Box::new(GatedDelta::load(w, *spec)?),
             Self::Griffin(spec) => Box::new(Griffin::load(w, *spec)?),
+            Self::KimiDelta(spec) => Box::new(KimiDelta::load(w, *spec)?),
+            Self::Lightning(spec) => Box::new(Lightning::load(w, *spec)?),
         })
     }
 }
@@ -237,6 +247,14 @@ impl DecoderSpec {
     pub fn mlps(&mut self) -> impl Iterator<Item = &mut MlpSpec> {
         self.branches().filter_map(|b| match &mut b.mixer {
             MixerSpec::Mlp(spec) => Some(spec),
+            _ => None,
+        })
+    }
+
+    /// The mixtures of experts, in order.
+    pub fn moes(&mut self) -> impl Iterator<Item = &mut MoeSpec> {
+        self.branches().filter_map(|b| match &mut b.mixer {
+            MixerSpec::Moe(spec) => Some(spec),
             _ => None,
         })
     }

@@ -29,7 +29,7 @@ pub struct GatedDeltaSpec {
 }
 
 /// Added to the sum of squares of a query or key head.
-const EPS: f32 = 1e-6;
+pub(crate) const EPS: f32 = 1e-6;
 
 /// Heads whose states follow the gated delta rule, behind a convolution, gated.
 #[derive(Debug)]
@@ -43,6 +43,11 @@ pub struct GatedDelta<B: Recurrent> {
     norm: Norm<B>,
     out_proj: Linear<B>,
     spec: GatedDeltaSpec,
+}
+
+/// Factors that make RMSNorms of `n` values L2 norms: of queries, which are divided by `√n` besides, and of keys.
+pub(crate) fn unit_norms<B: Recurrent>(w: &Weights<'_, B>, n: usize) -> Result<[B::Weight; 2]> {
+    Ok([constant(w, n, 1.0 / n as f32)?, constant(w, n, 1.0 / (n as f32).sqrt())?])
 }
 
 impl<B: Recurrent> GatedDelta<B> {
@@ -62,12 +67,10 @@ impl<B: Recurrent> GatedDelta<B> {
             ("in_proj_a", spec.heads),
         ];
         let conv = [2 * keys + values, spec.taps];
-        let root = (spec.key_dim as f32).sqrt();
-        let unit = |factor| constant(w, spec.key_dim, factor);
         Ok(Self {
             in_proj: Linear::load(w, &parts, spec.dim, Bias::None)?,
             conv: Conv::load(&w.at("conv1d"), conv, Bias::None, Some(Activation::Silu))?,
-            unit: [unit(1.0 / (root * root))?, unit(1.0 / root)?],
+            unit: unit_norms(w, spec.key_dim)?,
             dt_bias: vector(w, "dt_bias", spec.heads, |x| x)?,
             a: vector(w, "A_log", spec.heads, decay)?,
             norm: w.norm("norm", spec.value_dim, spec.norm)?,

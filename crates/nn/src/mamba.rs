@@ -68,6 +68,9 @@ impl<B: Recurrent> Mamba<B> {
     /// Missing or misshapen parameters, or the backend's refusal.
     pub fn load(w: &Weights<'_, B>, spec: MambaSpec) -> Result<Self> {
         let MambaSpec { dim, inner, state, taps, dt_rank, bias, .. } = spec;
+        // First: what the file has bounds what is allocated.
+        let in_proj = Linear::load(w, &[("in_proj", 2 * inner)], dim, bias)?;
+        let x_proj = Linear::load(w, &[("x_proj", dt_rank + 2 * state)], inner, Bias::None)?;
         let sizes = [("dt", dt_rank), ("b", state), ("c", state)];
         let norms = match spec.norms {
             MambaNorms::None => None,
@@ -85,9 +88,9 @@ impl<B: Recurrent> Mamba<B> {
         let a = (0..state).flat_map(|n| (0..inner).map(move |c| c * state + n));
         let a: Vec<f32> = a.map(|at| -log[at].exp()).collect();
         Ok(Self {
-            in_proj: Linear::load(w, &[("in_proj", 2 * inner)], dim, bias)?,
+            in_proj,
             conv: Conv::load(&w.at("conv1d"), [inner, taps], spec.conv_bias, Some(Activation::Silu))?,
-            x_proj: Linear::load(w, &[("x_proj", dt_rank + 2 * state)], inner, Bias::None)?,
+            x_proj,
             dt_proj: Linear::load(w, &[("dt_proj", inner)], dt_rank, Bias::Added)?,
             norms,
             a: w.backend().upload(state, inner, &a)?,

@@ -119,13 +119,15 @@ impl<B: Recurrent> Mamba2<B> {
     pub fn load(w: &Weights<'_, B>, spec: Mamba2Spec) -> Result<Self> {
         let (inner, widths, heads) = (spec.inner(), spec.widths(), spec.heads);
         let [_, x, b, c, _] = widths;
+        // First: what the file has bounds what is allocated.
+        let in_proj = Linear::load(w, &[("in_proj", widths.iter().sum())], spec.dim, spec.in_bias)?;
         let factors = match spec.factors {
             Some(factors) => Some(by_column(w, widths, factors)?),
             None => None,
         };
         let conv = [x + b + c, spec.taps];
         Ok(Self {
-            in_proj: Linear::load(w, &[("in_proj", widths.iter().sum())], spec.dim, spec.in_bias)?,
+            in_proj,
             factors,
             conv: Conv::load(&w.at("conv1d"), conv, spec.conv_bias, Some(Activation::Silu))?,
             dt_bias: vector(w, "dt_bias", heads, |x| x)?,

@@ -5,22 +5,27 @@ use rillm_tensor_core::{Activation, Backend, Recurrent, ShortConv, StateSpan, St
 use smallvec::SmallVec;
 
 use crate::linear::Bias;
-use crate::{Pass, Result, Weights};
+use crate::{Error, Pass, Result, Weights};
 
 /// What a layer with a state keeps.
 pub(crate) const STATE: CacheKind = CacheKind::State { checkpoints: CHECKPOINTS };
 
-/// Ends of prompts that can be gone back to.
+/// Ends of prompts that can be gone back to: those of a conversation's latest turns.
 const CHECKPOINTS: usize = 2;
 
-/// Parameter `leaf: [n]`, each value as `of` says, as a row.
+/// Parameter `leaf` of `n` values, each as `of` says, as a row.
 pub(crate) fn vector<B: Backend>(
     w: &Weights<'_, B>,
     leaf: &str,
     n: usize,
     of: impl Fn(f32) -> f32,
 ) -> Result<B::Tensor> {
-    let values: Vec<f32> = w.values(leaf, &[n])?.into_iter().map(of).collect();
+    let missing = || Error::MissingWeight { name: w.name(leaf) };
+    let values = match w.has_shape(leaf, &[n]) {
+        true => w.values(leaf, &[n])?,
+        false => w.opt_values(leaf, n)?.ok_or_else(missing)?,
+    };
+    let values: Vec<f32> = values.into_iter().map(of).collect();
     Ok(w.backend().upload(1, n, &values)?)
 }
 
@@ -43,29 +48,38 @@ pub(crate) struct Conv<B: Backend> {
 }
 
 impl<B: Recurrent> Conv<B> {
-    /// Loads `weight` and, if `bias` says so, `bias` of `c` channels and `k` taps. transformers stores `[c, 1, k]`, MLX
-    /// `[c, k, 1]`, GGUF `[c, k]`.
+    /// Loads `weight` and, if `bias` says so, `bias` of `c` channels and `k` taps.
     pub(crate) fn load(
         w: &Weights<'_, B>,
         [c, k]: [usize; 2],
         bias: Bias,
         act: Option<Activation>,
     ) -> Result<Self> {
-        let shapes = [vec![c, k, 1], vec![c, k]];
-        let stored = shapes.iter().find(|shape| w.has_shape("weight", shape));
-        let values = w.values("weight", stored.map_or(&[c, 1, k][..], |shape| shape))?;
-        let turned: Vec<f32> = (0..k)
-            .flat_map(|tap| (0..c).map(move |i| (i, tap)))
-            .map(|(i, tap)| values[i * k + tap])
-            .collect();
         Ok(Self {
-            kernel: w.backend().upload(k, c, &turned)?,
+            kernel: w.backend().upload(k, c, &turned(&taps(w, c, k)?, c, k))?,
             bias: match bias {
                 Bias::None => None,
                 Bias::Added => Some(vector(w, "bias", c, |x| x)?),
             },
             act,
         })
+    }
+
+    /// Loads several, of `c` channels each, as one; or `conv1d`, if they are stored as one.
+    pub(crate) fn of_parts(
+        w: &Weights<'_, B>,
+        names: &[&str],
+        [c, k]: [usize; 2],
+        act: Option<Activation>,
+    ) -> Result<Self> {
+        let (all, one, mut values) = (names.len() * c, w.at("conv1d"), Vec::new());
+        if [vec![all, 1, k], vec![all, k, 1]].iter().any(|shape| one.has_shape("weight", shape)) {
+            return Self::load(&one, [all, k], Bias::None, act);
+        }
+        for name in names {
+            values.extend(taps(&w.at(name), c, k)?);
+        }
+        Ok(Self { kernel: w.backend().upload(k, all, &turned(&values, all, k))?, bias: None, act })
     }
 
     /// `x: [t, c]` -> `[t, c]`, and the states that tensor `index` of the layer's cache becomes.
@@ -82,6 +96,18 @@ impl<B: Recurrent> Conv<B> {
     pub(crate) fn bytes(&self, be: &B) -> usize {
         be.tensor_bytes(&self.kernel) + self.bias.as_ref().map_or(0, |b| be.tensor_bytes(b))
     }
+}
+
+/// The taps of `c` channels, `[c, k]`. transformers stores `[c, 1, k]`, MLX `[c, k, 1]`, GGUF `[c, k]`.
+fn taps<B: Backend>(w: &Weights<'_, B>, c: usize, k: usize) -> Result<Vec<f32>> {
+    let shapes: [&[usize]; 2] = [&[c, k, 1], &[c, k]];
+    let stored = shapes.into_iter().find(|shape| w.has_shape("weight", shape));
+    w.values("weight", stored.unwrap_or(&[c, 1, k]))
+}
+
+/// `[c, k]` as `[k, c]`.
+fn turned(values: &[f32], c: usize, k: usize) -> Vec<f32> {
+    (0..k).flat_map(|tap| (0..c).map(move |i| values[i * k + tap])).collect()
 }
 
 /// The spans of a pass, each with tensor `index` of its sequence's state.

@@ -1,6 +1,6 @@
 //! Layers with a state: each operation against its definition in `f64`, on the backends' own kernels and on the default
 //! bodies; and that how a sequence is divided among calls changes no bit.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::needless_range_loop, clippy::unwrap_used, missing_docs)]
 
 mod reference;
 

@@ -45,7 +45,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
             branch("self_attn", MixerSpec::Attention(attn), "input_layernorm", attn_out),
         ]
         .into(),
-        vec![branch("feed_forward", MixerSpec::Mlp(mlp), "pre_ff_layernorm", down)].into(),
+        vec![branch("mlp", MixerSpec::Mlp(mlp), "pre_ff_layernorm", down)].into(),
     ]);
     Ok(DecoderSpec {
         dim,

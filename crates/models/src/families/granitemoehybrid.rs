@@ -1,12 +1,14 @@
 //! Granite 4: Mamba-2 in most layers, attention with or without rope in the others, a shared feed-forward layer, and
 //! Granite's factors.
 
-use rillm_nn::{GateOrder, GatedNorm, Mamba2Spec, MlpKind, MlpSpec, Origin, WeightSource};
-use rillm_tensor_core::Activation;
+use rillm_nn::{GateOrder, GatedNorm, Mamba2Spec, MlpKind, MlpSpec, MoeSpec, Origin, WeightSource};
+use rillm_tensor_core::{Activation, Score};
 
 use super::granite::multipliers;
 use super::llama::{DEFAULTS, attention, bias, bias_or, layer_count_or};
 use super::mamba2::{divides, dt_limits};
+use super::mixtral::{NAMES, check_choice, experts_of};
+use crate::experts::{self, ExpertNames};
 use crate::names::{layer_of, stacked};
 use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, Layout, MixerSpec, Result};
 
@@ -15,9 +17,6 @@ pub(super) const FAMILY: DecoderFamily =
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let (dim, norm) = (c.count_or("hidden_size", 4096)?, c.rms_norm(1e-6)?);
-    if c.get("num_local_experts").is_none_or(|n| n.as_u64() != Some(0)) {
-        return Err(c.unsupported("num_local_experts", "0"));
-    }
     let (mut attn, context) = attention(c, dim, &DEFAULTS)?;
     let attn_bias = bias(c, "attention_bias")?;
     (attn.qkv_bias, attn.o_bias) = (attn_bias, attn_bias);
@@ -38,7 +37,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let names = ["mamba", "linear_attention", "attention", "full_attention"];
     let key = if c.get("layer_types").is_some() { "layer_types" } else { "layers_block_type" };
     let kinds = c.layer_names(key, n, &names, |_| "mamba")?;
-    let mamba = mamba(c, dim)?;
+    let (mamba, moe) = (mamba(c, dim)?, experts(c, dim, mlp.act)?);
     let layer = |kind: &str| {
         let first = match kind {
             "mamba" | "linear_attention" => {
@@ -47,7 +46,9 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
             _ => BranchSpec::normed("self_attn", MixerSpec::Attention(attn.clone()), "input_layernorm", norm),
         };
         let second = BranchSpec::normed("shared_mlp", MixerSpec::Mlp(mlp), "post_attention_layernorm", norm);
-        LayerSpec(vec![vec![first].into(), vec![second].into()])
+        let norm_name = "post_attention_layernorm";
+        let moe = moe.map(|moe| BranchSpec::normed("mlp", MixerSpec::Moe(moe), norm_name, norm));
+        LayerSpec(vec![vec![first].into(), moe.into_iter().chain([second]).collect::<Vec<_>>().into()])
     };
     let mut spec = DecoderSpec {
         dim,
@@ -62,6 +63,18 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     };
     multipliers(c, &mut spec)?;
     Ok(spec)
+}
+
+/// Experts beside the shared feed-forward layer; none if `num_local_experts` is 0.
+fn experts(c: &Config<'_>, dim: usize, act: Activation) -> Result<Option<MoeSpec>> {
+    if c.get("num_local_experts").is_some_and(|n| n.as_u64() == Some(0)) {
+        return Ok(None);
+    }
+    let counts = [experts_of(c, "num_local_experts", 8)?, c.count_or("num_experts_per_tok", 2)?];
+    check_choice(c, counts)?;
+    let mut moe = MoeSpec::new([dim, c.count_or("intermediate_size", 11_008)?], act, counts);
+    moe.routing.score = Score::Chosen;
+    Ok(Some(moe))
 }
 
 fn mamba(c: &Config<'_>, dim: usize) -> Result<Mamba2Spec> {
@@ -108,9 +121,11 @@ pub(super) fn head_dim(c: &Config<'_>, inner: usize, heads: usize) -> Result<usi
 fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
     let mlx = matches!(source.get("model.layers.0.mlp.up_proj.weight"), Ok(Some(_)));
     let hidden = spec.layers.first().and_then(LayerSpec::mlp).map_or(0, |mlp| mlp.hidden);
+    let names = ExpertNames { inside: &[("gate", "router.layer")], ..NAMES };
+    let experts = experts::layout(spec, source, names);
     Box::new(move |name| {
         let Some((i, rest)) = layer_of(name) else { return Origin::Tensor(name.to_owned()) };
-        let Some(module) = rest.strip_prefix("shared_mlp.") else { return Origin::Tensor(name.to_owned()) };
+        let Some(module) = rest.strip_prefix("shared_mlp.") else { return experts(name) };
         if mlx {
             return Origin::Tensor(format!("model.layers.{i}.mlp.{module}"));
         }

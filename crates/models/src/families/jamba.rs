@@ -1,11 +1,12 @@
 //! Jamba: Mamba with norms inside, and attention without positions in every eighth layer.
 
-use rillm_nn::{Bias, MambaNorms, MambaSpec, MlpKind, MlpSpec, Origin, WeightSource};
+use rillm_nn::{Bias, MambaNorms, MambaSpec, MlpKind, MlpSpec, MoeSpec, Origin, WeightSource};
 use rillm_tensor_core::Activation;
 
 use super::llama::{DEFAULTS, Defaults, attention, bias, bias_or, layer_count_or};
 use super::mamba::dt_rank;
-use crate::names::renamed;
+use super::mixtral::{check_choice, experts_of};
+use crate::experts::{self, ExpertNames, PLAIN};
 use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, Layout, MixerSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily { layout, ..DecoderFamily::new(&["jamba"], spec) };
@@ -35,18 +36,23 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     };
     let attends = at(c, "attn_layer", [8, 4])?;
     let has_experts = at(c, "expert_layer", [2, 1])?;
-    let experts = c.count_or("num_experts", c.count_or("num_local_experts", 16)?)?;
+    let key = if c.has("num_local_experts") { "num_local_experts" } else { "num_experts" };
+    let counts = [experts_of(c, key, 16)?, c.count_or("num_experts_per_tok", 2)?];
+    if counts[0] > 1 {
+        check_choice(c, counts)?;
+    }
     let layer = |i: usize| {
         let (name, mixer) = match attends(i) {
             true => ("self_attn", MixerSpec::Attention(attn.clone())),
             false => ("mamba", MixerSpec::Mamba(mamba)),
         };
-        if experts > 1 && has_experts(i) {
-            return Err(c.unsupported("num_experts", "1"));
-        }
+        let feed_forward = match counts[0] > 1 && has_experts(i) {
+            true => MixerSpec::Moe(MoeSpec::new([dim, mlp.hidden], mlp.act, counts)),
+            false => MixerSpec::Mlp(mlp),
+        };
         let first = BranchSpec::normed(name, mixer, "input_layernorm", norm);
-        let second = BranchSpec::normed("feed_forward", MixerSpec::Mlp(mlp), "pre_ff_layernorm", norm);
-        Ok(LayerSpec(vec![vec![first].into(), vec![second].into()]))
+        let second = BranchSpec::normed("mlp", feed_forward, "pre_ff_layernorm", norm);
+        LayerSpec(vec![vec![first].into(), vec![second].into()])
     };
     Ok(DecoderSpec {
         dim,
@@ -55,7 +61,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         learned_positions: None,
         embed_scale: None,
         per_layer: None,
-        layers: (0..layer_count_or(c, "num_hidden_layers", 32)?).map(layer).collect::<Result<_>>()?,
+        layers: (0..layer_count_or(c, "num_hidden_layers", 32)?).map(layer).collect(),
         norm,
         head: HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
     })
@@ -72,7 +78,11 @@ fn at(c: &Config<'_>, key: &str, [period, offset]: [usize; 2]) -> Result<impl Fn
     Ok(move |i| i % period == offset as usize)
 }
 
-pub(super) fn layout(_: &DecoderSpec, _: &dyn WeightSource) -> Layout {
-    let top = [("model.norm", "model.final_layernorm")];
-    Box::new(move |name| Origin::Tensor(renamed(name, "model.layers.", &top, &[])))
+pub(super) fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
+    let names = ExpertNames { module: "feed_forward", inside: &[("gate", "router")], ..PLAIN };
+    let experts = experts::layout(spec, source, names);
+    Box::new(move |name| match name {
+        "model.norm.weight" => Origin::Tensor("model.final_layernorm.weight".to_owned()),
+        _ => experts(name),
+    })
 }

@@ -19,15 +19,11 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         bias: rillm_nn::Bias::None,
         gate_factor: None,
     };
-    decoder(c, dim, |_| Ok(MixerSpec::Mlp(mlp)))
+    decoder(c, dim, |_| MixerSpec::Mlp(mlp))
 }
 
 /// The decoder whose layer `i` has feed-forward layer `mlp(i)`.
-pub(super) fn decoder(
-    c: &Config<'_>,
-    dim: usize,
-    mlp: impl Fn(usize) -> Result<MixerSpec>,
-) -> Result<DecoderSpec> {
+pub(super) fn decoder(c: &Config<'_>, dim: usize, mlp: impl Fn(usize) -> MixerSpec) -> Result<DecoderSpec> {
     let norm = NormKind::Rms { eps: c.positive_or("norm_eps", 1e-5)? as f32 };
     let defaults = Defaults { theta: 1_000_000.0, context: 128_000, ..DEFAULTS };
     let (mut attn, context) = attention(c, dim, &defaults)?;
@@ -46,8 +42,8 @@ pub(super) fn decoder(
             _ => ("self_attn", MixerSpec::Attention(attn.clone())),
         };
         let first = BranchSpec::normed(name, mixer, "operator_norm", norm);
-        let second = BranchSpec::normed("feed_forward", mlp(i)?, "ffn_norm", norm);
-        Ok(LayerSpec(vec![vec![first].into(), vec![second].into()]))
+        let second = BranchSpec::normed("mlp", mlp(i), "ffn_norm", norm);
+        LayerSpec(vec![vec![first].into(), vec![second].into()])
     };
     Ok(DecoderSpec {
         dim,
@@ -56,7 +52,7 @@ pub(super) fn decoder(
         learned_positions: None,
         embed_scale: None,
         per_layer: None,
-        layers: kinds.into_iter().enumerate().map(layer).collect::<Result<_>>()?,
+        layers: kinds.into_iter().enumerate().map(layer).collect(),
         norm,
         head: HeadSpec::plain(c.flag("tie_embedding", c.flag("tie_word_embeddings", true)?)?),
     })
@@ -85,7 +81,7 @@ const LAYER: &Pairs = &[
     ("self_attn.o_proj", "self_attn.out_proj"),
     ("self_attn.q_norm", "self_attn.q_layernorm"),
     ("self_attn.k_norm", "self_attn.k_layernorm"),
-    ("feed_forward.gate_proj", "feed_forward.w1"),
-    ("feed_forward.up_proj", "feed_forward.w3"),
-    ("feed_forward.down_proj", "feed_forward.w2"),
+    ("mlp.gate_proj", "feed_forward.w1"),
+    ("mlp.up_proj", "feed_forward.w3"),
+    ("mlp.down_proj", "feed_forward.w2"),
 ];

@@ -30,12 +30,14 @@ mod helium;
 mod hunyuan_v1_dense;
 mod internlm3;
 mod jamba;
+mod kimi_linear;
 mod lfm2;
 mod lfm2_moe;
 mod llama;
 mod llama4_text;
 mod mamba;
 mod mamba2;
+mod minimax;
 mod minimax_m2;
 mod ministral3;
 mod mistral;
@@ -73,8 +75,8 @@ pub(crate) fn others<B: Backend>() -> [Box<dyn Family<B>>; 1] {
 /// Every family of this crate.
 pub(crate) const ALL: &[DecoderFamily] = &[
     apertus::FAMILY,
-    cohere::FAMILY,
     cohere2::FAMILY,
+    cohere::FAMILY,
     deepseek_v2::FAMILY,
     deepseek_v3::FAMILY,
     dots1::FAMILY,
@@ -82,14 +84,14 @@ pub(crate) const ALL: &[DecoderFamily] = &[
     ernie4_5_moe::FAMILY,
     exaone4::FAMILY,
     falcon_h1::FAMILY,
-    gemma::FAMILY,
     gemma2::FAMILY,
     gemma3::FAMILY,
     gemma4_text::FAMILY,
-    glm::FAMILY,
+    gemma::FAMILY,
     glm4::FAMILY,
     glm4_moe::FAMILY,
     glm4_moe_lite::FAMILY,
+    glm::FAMILY,
     gpt2::FAMILY,
     gpt_bigcode::FAMILY,
     gpt_neox::FAMILY,
@@ -101,24 +103,26 @@ pub(crate) const ALL: &[DecoderFamily] = &[
     hunyuan_v1_dense::FAMILY,
     internlm3::FAMILY,
     jamba::FAMILY,
+    kimi_linear::FAMILY,
     lfm2::FAMILY,
     lfm2_moe::FAMILY,
-    llama::FAMILY,
     llama4_text::FAMILY,
-    mamba::FAMILY,
+    llama::FAMILY,
     mamba2::FAMILY,
+    mamba::FAMILY,
+    minimax::FAMILY,
     minimax_m2::FAMILY,
     ministral3::FAMILY,
     mistral::FAMILY,
     mixtral::FAMILY,
     nemotron::FAMILY,
     nemotron_h::FAMILY,
-    olmo::FAMILY,
     olmo2::FAMILY,
     olmo3::FAMILY,
+    olmo::FAMILY,
     olmoe::FAMILY,
-    phi::FAMILY,
     phi3::FAMILY,
+    phi::FAMILY,
     phimoe::FAMILY,
     qwen2::FAMILY,
     qwen2_moe::FAMILY,

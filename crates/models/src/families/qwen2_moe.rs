@@ -57,7 +57,7 @@ pub(super) fn mix(
     Ok(())
 }
 
-const NAMES: ExpertNames = ExpertNames { inside: &[("shared_experts", "shared_expert")], ..PLAIN };
+pub(super) const NAMES: ExpertNames = ExpertNames { inside: &[("shared_experts", "shared_expert")], ..PLAIN };
 
 fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
     experts::layout(spec, source, NAMES)

@@ -370,10 +370,11 @@ impl Recurrent for Cpu {
         self.each_row(&mut gates, |i, out| {
             let is_first = spans.iter().any(|s| s.state.is_none() && s.rows.start == i);
             let (decays, taken) = out.split_at_mut(c);
-            for j in 0..c {
-                let (decay, factor) = rg_lru_gates(recurrent.row(i)[j], param[j], is_first);
-                decays[j] = decay;
-                taken[j] = factor * x.row(i)[j] / (1.0 + (-input.row(i)[j]).exp());
+            let (x, input, recurrent) = (x.row(i), input.row(i), recurrent.row(i));
+            for (j, (decay, taken)) in decays.iter_mut().zip(taken).enumerate() {
+                let (left, factor) = rg_lru_gates(recurrent[j], param[j], is_first);
+                *decay = left;
+                *taken = factor * x[j] / (1.0 + (-input[j]).exp());
             }
         });
         let (gates, mut y) = (rows(op, &gates)?, self.alloc(t, c)?);

@@ -69,16 +69,18 @@ impl Gates {
                 scale.fill(1.0);
             }
             RuleRow::Ssd { dt, dt_bias, a, limits } => {
-                for h in 0..heads {
-                    let step = softplus(dt[h] + dt_bias[h]).max(limits[0]).min(limits[1]);
-                    (scale[h], decay[h]) = (step, (step * a[h]).exp());
+                for (h, (scale, decay)) in scale.iter_mut().zip(decay).enumerate() {
+                    *scale = softplus(dt[h] + dt_bias[h]).max(limits[0]).min(limits[1]);
+                    *decay = (*scale * a[h]).exp();
                 }
             }
             RuleRow::Delta { gate, dt_bias, a, beta } => {
                 let (erase, keys) = rest.split_at_mut(heads);
-                for h in 0..heads {
-                    for i in h * decays..(h + 1) * decays {
-                        decay[i] = (a[h] * softplus(gate[i] + dt_bias[i])).exp();
+                for (h, a) in a.iter().enumerate() {
+                    let part = h * decays..(h + 1) * decays;
+                    let gates = gate[part.clone()].iter().zip(&dt_bias[part.clone()]);
+                    for (decay, (x, bias)) in decay[part].iter_mut().zip(gates) {
+                        *decay = (a * softplus(x + bias)).exp();
                     }
                     scale[h] = sigmoid(beta[h]);
                     erase[h] = if self.keyed { -scale[h] } else { -scale[h] * decay[h] };

@@ -14,10 +14,13 @@ pub(crate) struct Recurrences {
     /// Tokens of some channels: see [`ChannelScan`].
     pub channels: fn(ChannelScan<'_>),
     /// `out = bias + Σ kernel[i] * taps[i]`, as wide as `out`.
-    pub conv: fn(taps: &[&[f32]], kernel: Rows<'_>, bias: Option<&[f32]>, out: &mut [f32]),
+    pub conv: ConvFn,
     /// `out = bias + Σ factors[i] * w[i]`, as wide as `out`.
     pub combine: fn(factors: &[f32], w: Rows<'_>, bias: &[f32], out: &mut [f32]),
 }
+
+/// Takes the taps, the kernel, the bias and where the result goes.
+type ConvFn = fn(&[&[f32]], Rows<'_>, Option<&[f32]>, &mut [f32]);
 
 impl Recurrences {
     /// The kernels of `V`. Only for a table that is handed out after detection.
@@ -141,26 +144,28 @@ unsafe fn tokens<V: Vector, const N: usize, const ERASE: u8>(s: HeadScan<'_>) {
             let mut y = [[V::splat(0.0); N]; 2];
             let mut coming = [V::splat(0.0); N];
             for i in 0..n {
-                let [q, k, w] = [*q.add(i), *k.add(i), *decay.add(i * step)].map(|x| V::splat(x));
-                for j in 0..N {
+                let (q, k) = (V::splat(*q.add(i)), V::splat(*k.add(i)));
+                let w = V::splat(*decay.add(i * step));
+                let lanes = taken.iter().zip(&found).zip(&mut coming);
+                for (j, ((taken, found), coming)) in lanes.enumerate() {
                     let cell = state.add((i * N + j) * LANES);
                     let mut x = V::mul(V::load(cell), w);
                     if ERASE == ELSEWHERE {
-                        x = V::fma(found[j], V::splat(*at.add(i)), x);
+                        x = V::fma(*found, V::splat(*at.add(i)), x);
                     }
-                    x = V::fma(taken[j], k, x);
+                    x = V::fma(*taken, k, x);
                     V::store(cell, x);
                     y[i % 2][j] = V::fma(x, q, y[i % 2][j]);
                     if ERASE != PLAIN {
-                        coming[j] = V::fma(x, V::splat(*key.add(i)), coming[j]);
+                        *coming = V::fma(x, V::splat(*key.add(i)), *coming);
                     }
                 }
             }
             found = coming;
             let out = s.y.as_mut_ptr().add(t * N * LANES);
-            for j in 0..N {
+            for (j, v) in v.iter().enumerate() {
                 let sum = V::add(y[0][j], y[1][j]);
-                V::store(out.add(j * LANES), V::fma(v[j], V::splat(s.skip), sum));
+                V::store(out.add(j * LANES), V::fma(*v, V::splat(s.skip), sum));
             }
         }
     }

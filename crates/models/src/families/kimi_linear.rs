@@ -1,0 +1,171 @@
+//! Kimi Linear: the delta rule with a decay for each value of a key in three layers of four, latent attention without
+//! positions in the others, and experts.
+
+use rillm_nn::{Bias, KimiDeltaSpec, MlaSpec, MlpKind, MlpSpec, MoeSpec, NormKind, SharedGate, SharedSpec};
+use rillm_nn::{Origin, WeightSource};
+use rillm_tensor_core::{Activation, GroupScore, Groups, Score};
+
+use super::deepseek_v3::number_or;
+use super::llama::{bias, layer_count_or};
+use super::mixtral::check_choice;
+use crate::experts::{self, ExpertNames, Fused, PLAIN};
+use crate::names::layer_of;
+use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, Layout, MixerSpec, Result};
+
+pub(super) const FAMILY: DecoderFamily =
+    DecoderFamily { layout, ..DecoderFamily::new(&["kimi_linear"], spec) };
+
+fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
+    let (dim, norm) = (c.count_or("hidden_size", 2304)?, c.rms_norm(1e-5)?);
+    let act = c.activation("hidden_act", Activation::Silu)?;
+    let n = layer_count_or(c, "num_hidden_layers", 27)?;
+    let (delta, linear) = (delta(c, dim, norm)?, linear_layers(c, n)?);
+    let (mla, moe) = (latent(c, dim)?, mixture(c, dim, act)?);
+    let hidden = c.count_or("intermediate_size", 9216)?;
+    let mlp = MlpSpec { kind: MlpKind::Gated, dim, hidden, act, bias: Bias::None, gate_factor: None };
+    let dense = number_or(c, "first_k_dense_replace", 1)?;
+    let by_index = |i: usize| if i < dense { "dense" } else { "sparse" };
+    let feed_forward = c.layer_names("mlp_layer_types", n, &["dense", "sparse"], by_index)?;
+    let layer = |(linear, feed_forward): (bool, &str)| {
+        let attention = match linear {
+            true => MixerSpec::KimiDelta(delta),
+            false => MixerSpec::Mla(mla.clone()),
+        };
+        let feed_forward = match feed_forward {
+            "dense" => MixerSpec::Mlp(mlp),
+            _ => MixerSpec::Moe(moe),
+        };
+        let first = BranchSpec::normed("self_attn", attention, "input_layernorm", norm);
+        let second = BranchSpec::normed("mlp", feed_forward, "post_attention_layernorm", norm);
+        LayerSpec(vec![vec![first].into(), vec![second].into()])
+    };
+    Ok(DecoderSpec {
+        dim,
+        vocab: c.count_or("vocab_size", 163_840)?,
+        context: Some(c.count_or("model_max_length", c.count_or("max_position_embeddings", 1 << 20)?)?),
+        learned_positions: None,
+        embed_scale: None,
+        per_layer: None,
+        layers: linear.into_iter().zip(feed_forward).map(layer).collect(),
+        norm,
+        head: HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+    })
+}
+
+fn delta(c: &Config<'_>, dim: usize, norm: NormKind) -> Result<KimiDeltaSpec> {
+    c.only("hidden_act", "silu")?;
+    let part = c.object("linear_attn_config")?;
+    let number = |inner: &str, outer: &str, default| {
+        let default = c.count_or(outer, default)?;
+        part.map_or(Ok(default), |p| p.count_or(inner, default))
+    };
+    Ok(KimiDeltaSpec {
+        dim,
+        heads: number("num_heads", "linear_num_heads", 32)?,
+        head_dim: number("head_dim", "linear_head_dim", 128)?,
+        taps: number("short_conv_kernel_size", "linear_conv_kernel_dim", 4)?,
+        norm,
+    })
+}
+
+/// Which layers follow the delta rule: by `layer_types`, or by lists that count from 1.
+fn linear_layers(c: &Config<'_>, n: usize) -> Result<Vec<bool>> {
+    let full =
+        c.object("linear_attn_config")?.map(|p| p.opt_numbers("full_attn_layers")).transpose()?.flatten();
+    let by_index = |i: usize| match &full {
+        Some(full) if full.contains(&((i + 1) as f64)) => "full_attention",
+        None if i > 0 && i % 4 == 0 => "full_attention",
+        _ => "linear_attention",
+    };
+    let kinds = c.layer_names("layer_types", n, &["linear_attention", "full_attention"], by_index)?;
+    Ok(kinds.into_iter().map(|kind| kind == "linear_attention").collect())
+}
+
+fn latent(c: &Config<'_>, dim: usize) -> Result<MlaSpec> {
+    let (nope_dim, rope_dim) = (c.count_or("qk_nope_head_dim", 128)?, c.count_or("qk_rope_head_dim", 64)?);
+    if !c.flag("mla_use_nope", true)? {
+        return Err(c.unsupported("mla_use_nope", "true"));
+    }
+    Ok(MlaSpec {
+        dim,
+        heads: c.count_or("num_attention_heads", 32)?,
+        q_lora_rank: c.opt_count("q_lora_rank")?,
+        kv_lora_rank: c.count_or("kv_lora_rank", 512)?,
+        nope_dim,
+        rope_dim,
+        v_head_dim: c.count_or("v_head_dim", 128)?,
+        scale: ((nope_dim + rope_dim) as f32).powf(-0.5),
+        // Of the class, not of the configuration.
+        norm: NormKind::Rms { eps: 1e-6 },
+        bias: bias(c, "attention_bias")?,
+        rope: None,
+    })
+}
+
+fn mixture(c: &Config<'_>, dim: usize, act: Activation) -> Result<MoeSpec> {
+    c.only("moe_router_activation_func", "sigmoid")?;
+    let either = |a: &'static str, b: &'static str| if c.has(a) { a } else { b };
+    let counts = [
+        super::mixtral::experts_of(c, either("num_experts", "num_local_experts"), 256)?,
+        c.count_or(either("num_experts_per_token", "num_experts_per_tok"), 8)?,
+    ];
+    check_choice(c, counts)?;
+    let hidden = c.count_or("moe_intermediate_size", 1024)?;
+    let mut moe = MoeSpec::new([dim, hidden], act, counts);
+    moe.routing.score = Score::Sigmoid;
+    moe.routing.groups = groups(c, counts, either("num_expert_group", "n_group"))?;
+    moe.routing.normalize = c.flag(either("moe_renormalize", "norm_topk_prob"), true)?.then_some(1e-20);
+    moe.routing.scale = c.number_or("routed_scaling_factor", 2.446)? as f32;
+    moe.correction = Bias::Added;
+    let shared = number_or(c, either("num_shared_experts", "n_shared_experts"), 1)?;
+    let all = SharedSpec { hidden: shared * hidden, bias: Bias::None, gate: SharedGate::Open };
+    moe.shared = (shared > 0).then_some(all);
+    Ok(moe)
+}
+
+/// The groups that experts are chosen from.
+fn groups(c: &Config<'_>, [experts, top_k]: [usize; 2], key: &str) -> Result<Option<Groups>> {
+    let (count, chosen) = (c.count_or(key, 1)?, c.count_or("topk_group", 1)?);
+    let size = experts / count;
+    if experts % count != 0 || size < 2 {
+        return Err(c.unsupported(key, &format!("groups of {experts} experts, of two at least")));
+    }
+    if chosen > count || chosen * size < top_k {
+        return Err(c.unsupported("topk_group", &format!("groups of {size} that hold {top_k} experts")));
+    }
+    Ok((chosen < count).then_some(Groups { count, chosen, by: GroupScore::TwoGreatest }))
+}
+
+/// The files of Moonshot say `block_sparse_moe` for mixtures; transformers gathers the parts of the forget gate, and the
+/// three convolutions in one.
+fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
+    let stored = source.names();
+    let any = |part: &str| stored.iter().any(|n| n.contains(part));
+    let module = if any(".block_sparse_moe.") { "block_sparse_moe" } else { PLAIN.module };
+    let apart = any(".mlp.e_score_correction_bias");
+    let inside: &[(&str, &str)] =
+        if apart { &[("gate.e_score_correction_bias", "e_score_correction_bias")] } else { &[] };
+    let experts = experts::layout(spec, source, ExpertNames { module, inside, fused: Fused::Halves });
+    // transformers calls dense feed-forward layers so, too.
+    let dense_too = any(".block_sparse_moe.gate_proj.");
+    let (gathered, mlx) = (any(".forget_gate."), any(".q_conv.conv."));
+    let mixtures: Vec<bool> = spec.layers.iter().map(|l| l.moe().is_some()).collect();
+    Box::new(move |name| {
+        let Some((i, rest)) = layer_of(name) else { return Origin::Tensor(name.to_owned()) };
+        if rest.starts_with("mlp.") {
+            let mixture = mixtures.get(i).copied().unwrap_or(false);
+            return if mixture || dense_too { experts(name) } else { Origin::Tensor(name.to_owned()) };
+        }
+        let at = |part: &str| format!("model.layers.{i}.self_attn.{part}");
+        let Some(part) = rest.strip_prefix("self_attn.") else { return Origin::Tensor(name.to_owned()) };
+        match part {
+            "q_conv1d.weight" | "k_conv1d.weight" | "v_conv1d.weight" if mlx => {
+                Origin::Tensor(at(&part.replace("conv1d", "conv.conv")))
+            }
+            "f_a_proj.weight" | "f_b_proj.weight" | "dt_bias" | "A_log" if gathered => {
+                Origin::Tensor(at(&format!("forget_gate.{part}")))
+            }
+            _ => Origin::Tensor(name.to_owned()),
+        }
+    })
+}
