@@ -274,7 +274,7 @@ fn reordered(raw: &RawTensor<'_>, order: &[usize]) -> rillm_quant::Result<RawTen
 fn order(origin: &Origin, n: usize) -> Option<Vec<usize>> {
     match *origin {
         Origin::Strided { start, run, stride, .. } => {
-            if run == 0 || stride == 0 || start + run > stride || n % stride != 0 {
+            if run == 0 || stride == 0 || start + run > stride || !n.is_multiple_of(stride) {
                 return None;
             }
             Some((0..n / stride * run).map(|j| j / run * stride + start + j % run).collect())
