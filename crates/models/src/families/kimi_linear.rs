@@ -74,7 +74,7 @@ fn linear_layers(c: &Config<'_>, n: usize) -> Result<Vec<bool>> {
         c.object("linear_attn_config")?.map(|p| p.opt_numbers("full_attn_layers")).transpose()?.flatten();
     let by_index = |i: usize| match &full {
         Some(full) if full.contains(&((i + 1) as f64)) => "full_attention",
-        None if i > 0 && i % 4 == 0 => "full_attention",
+        None if i > 0 && i.is_multiple_of(4) => "full_attention",
         _ => "linear_attention",
     };
     let kinds = c.layer_names("layer_types", n, &["linear_attention", "full_attention"], by_index)?;

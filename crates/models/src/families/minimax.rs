@@ -27,7 +27,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let mut moe = MoeSpec::new([dim, c.count_or("intermediate_size", 14_336)?], act, counts);
     moe.routing.normalize = Some(0.0);
     let n = layer_count_or(c, "num_hidden_layers", 32)?;
-    let by_index = |i: usize| if i % 2 == 0 { "full_attention" } else { "linear_attention" };
+    let by_index = |i: usize| if i.is_multiple_of(2) { "full_attention" } else { "linear_attention" };
     let kinds = c.layer_names("layer_types", n, &["full_attention", "linear_attention"], by_index)?;
     let factors = |part: &str| {
         let factor =
