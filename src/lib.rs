@@ -39,6 +39,7 @@ pub use random::RandomShape;
 pub use rillm_generate::{
     CancelHandle, FinishReason, Message, Piece, Progress, SamplerOptions, SamplerOrder, Token, Tokenizer,
 };
+pub use rillm_models::{FamilyInfo, families};
 #[cfg(feature = "mlx")]
 pub use rillm_tensor_core::mlx::MlxDevice;
 pub use statistics::{DeviceUsage, Statistics, peak_memory_bytes};

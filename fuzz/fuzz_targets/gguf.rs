@@ -18,6 +18,9 @@ fuzz_target!(|data: &[u8]| {
         "model.norm.weight",
         "model.layers.0.self_attn.q_proj.weight",
         "model.layers.0.self_attn.k_proj.bias",
+        "model.layers.0.self_attn.k_layernorm.norms.1.weight",
+        "model.layers.0.mlp.act_fn.alpha_p",
+        "gpt_neox.layers.0.attention.query_key_value.weight",
     ] {
         let _ = source.get_shaped(name, &[8, 8]);
         let _ = source.get(name);

@@ -1,4 +1,5 @@
 """GGUF variants (make_gguf_golden.py) and the float checkpoints they are made from, which are not kept."""
+from more import G4
 from variants import GEMMA, GEMMA2, GPT2, longrope, rope, s as single_layer
 
 
@@ -11,6 +12,8 @@ def case(model_type, config, **kw):
 
 # Rows of the K-quants are super-blocks of 256; o_proj's 64 columns fit none.
 WIDE = s(hidden_size=256, intermediate_size=256, head_dim=16, num_key_value_heads=1, num_hidden_layers=1, tie_word_embeddings=True)
+NEOX = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=96, max_position_embeddings=256)
+SMALL4 = {**G4, "head_dim": 8, "global_head_dim": 16, "intermediate_size": 16}
 LLAMA3 = rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
 
 CASES = {
@@ -31,6 +34,39 @@ CASES = {
     "gemma2": case("gemma2", s(**{**GEMMA2, "query_pre_attn_scalar": 16}), prompt_len=32),
     # Seven layers, so that the sixth is a global one with its own base frequency.
     "gemma3": case("gemma3_text", s(**{**GEMMA2, "query_pre_attn_scalar": 16, "num_hidden_layers": 7}), prompt_len=32),
+    "gemma4": case("gemma4_text", s(**{**SMALL4, "num_hidden_layers": 3, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}), prompt_len=32),
+    "gemma4-shared": case("gemma4_text", s(**{**SMALL4, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "layer_types": ["sliding_attention", "full_attention"] * 2}), prompt_len=32),
+    "gemma4-same": case("gemma4_text", s(**{**SMALL4, "num_hidden_layers": 3, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1, "layer_types": ["sliding_attention", "full_attention", "full_attention"]}), prompt_len=32),
+    "apertus": case("apertus", s()),
+    "cohere": case("cohere", s(use_qk_norm=True, attention_bias=True, logit_scale=0.3)),
+    # The keys that the converter asks for are those of the files on the hub.
+    "cohere2": case("cohere2", s(num_hidden_layers=4, sliding_window=10), prompt_len=32, edit=dict(rotary_pct=1.0)),
+    "ernie4-5": case("ernie4_5", s(head_dim=16, use_bias=True)),
+    "exaone4": case("exaone4", s(num_hidden_layers=4, sliding_window=10, rope_parameters=LLAMA3), prompt_len=32),
+    "exaone4-no-window": case("exaone4", s(sliding_window=None, layer_types=["full_attention"] * 2, tie_word_embeddings=True)),
+    # The converter has no keys for the norm's epsilon and for heads of their own width.
+    "glm": case("glm", s(head_dim=8, rms_norm_eps=1e-5), edit=dict(seq_length=256)),
+    "glm4": case("glm4", s(head_dim=16)),
+    "gpt-bigcode": case("gpt_bigcode", dict(GPT2, n_positions=48)),
+    "gpt-neox": case("gpt_neox", NEOX),
+    "gpt-neox-sequential": case("gpt_neox", {**NEOX, "use_parallel_residual": False}),
+    "granite": case("granite", s(embedding_multiplier=4.0, logits_scaling=3.0, residual_multiplier=0.4, attention_multiplier=0.2)),
+    "granite-biases": case("granite", s(attention_bias=True, mlp_bias=True, tie_word_embeddings=True, logits_scaling=2.0)),
+    # The converter takes no other base and length for a stretched rope.
+    "hunyuan-dense": case("hunyuan_v1_dense", s(head_dim=16, max_position_embeddings=32768, attention_bias=True, tie_word_embeddings=True, rope_parameters=rope("dynamic", factor=1.0, alpha=100.0))),
+    "internlm3": case("internlm3", s(head_dim=8, attention_bias=True, mlp_bias=True)),
+    "ministral3": case("ministral3", s(head_dim=16, rope_parameters=rope("yarn", factor=4.0, original_max_position_embeddings=16, llama_4_scaling_beta=0.3, mscale=1.0, mscale_all_dim=1.0)), prompt_len=40),
+    "nemotron": case("nemotron", s(head_dim=8, attention_bias=True, mlp_bias=True)),
+    "olmo": case("olmo", s(clip_qkv=0.5, tie_word_embeddings=True)),
+    "olmo2": case("olmo2", s()),
+    "olmo3": case("olmo3", s(num_hidden_layers=4, sliding_window=10, rope_parameters=dict(full_attention=rope("yarn", rope_theta=5e5, factor=4.0, original_max_position_embeddings=64), sliding_attention=rope("default", rope_theta=5e5)))),
+    "phi": case("phi", s(num_attention_heads=2, num_key_value_heads=2, intermediate_size=128, num_hidden_layers=1)),
+    "seed-oss": case("seed_oss", s(head_dim=8)),
+    "seed-oss-biases": case("seed_oss", s(num_hidden_layers=1, head_dim=16, attention_out_bias=True, mlp_bias=True)),
+    "smollm3": case("smollm3", s(num_hidden_layers=4, attention_bias=True)),
+    "stablelm": case("stablelm", s(num_attention_heads=2, use_qkv_bias=True)),
+    "stablelm-parallel": case("stablelm", s(qk_layernorm=True, use_parallel_residual=True, rope_parameters=rope("default", partial_rotary_factor=0.5))),
+    "starcoder2": case("starcoder2", s()),
 }
 
 # base, the type of the matrices, and what `llama-quantize --tensor-type` gives to single ones.
@@ -58,4 +94,5 @@ GGUF_CASES = {
     "gguf-gemma": dict(base="gemma", type="q8_0"),
     "gguf-gemma2": dict(base="gemma2", type="q8_0"),
     "gguf-gemma3": dict(base="gemma3", type="q4_0"),
+    **{f"gguf-{name}": dict(base=name, type="q8_0") for name in list(CASES)[list(CASES).index("gemma4"):]},
 }

@@ -85,10 +85,6 @@ impl<B: FullBackend> Decoder<B> {
 
     /// Embeddings of `ids`, and what they bring to each layer.
     fn embed(&self, be: &B, ids: Ids<'_, B>, batch: &Batch) -> Result<(B::Tensor, Option<B::Tensor>)> {
-        let again = match ids {
-            Ids::Host(ids) => Ids::Host(ids),
-            Ids::Device(ids) => Ids::Device(ids),
-        };
         let mut x = self.embed.forward(be, ids)?;
         if let Some(positions) = &self.positions {
             x = be.add(x, &positions.forward(be, Ids::Host(batch.positions()))?)?;
@@ -96,7 +92,7 @@ impl<B: FullBackend> Decoder<B> {
         if let Some(factor) = self.spec.embed_scale {
             x = be.scale(x, factor)?;
         }
-        let per_layer = self.per_layer.as_ref().map(|p| p.forward(be, again, &x)).transpose()?;
+        let per_layer = self.per_layer.as_ref().map(|p| p.forward(be, ids, &x)).transpose()?;
         Ok((x, per_layer))
     }
 

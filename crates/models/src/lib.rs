@@ -23,5 +23,5 @@ pub use config::Config;
 pub use decoder::Decoder;
 pub use error::{Error, Result};
 pub use names::Layout;
-pub use registry::{DecoderFamily, Family, Registry, decoder_spec};
+pub use registry::{DecoderFamily, Family, FamilyInfo, Registry, decoder_spec, families};
 pub use spec::{BranchSpec, DecoderSpec, GroupSpec, HeadSpec, LayerSpec, MixerSpec, NormSpec, Norms};

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use rillm_nn::{Adapted, CausalLm, WeightSource, Weights};
 use rillm_tensor_core::{Backend, FullBackend};
 
-use crate::{Config, Decoder, DecoderSpec, Error, Layout, Result, families, names};
+use crate::{Config, Decoder, DecoderSpec, Error, Layout, Result, names};
 
 /// Builds models of one or several `model_type`s.
 pub trait Family<B: Backend>: Debug + Send + Sync {
@@ -56,17 +56,31 @@ impl<B: FullBackend> Family<B> for DecoderFamily {
     }
 }
 
+/// A family by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FamilyInfo {
+    /// `model_type` of config.json.
+    pub model_type: &'static str,
+    /// The models that are known under it.
+    pub models: &'static str,
+}
+
+/// The families of this crate, in alphabetical order of their `model_type`.
+pub fn families() -> &'static [FamilyInfo] {
+    crate::families::MODELS
+}
+
 /// The decoder that `config` describes, without its weights, if its family is one that the [`Decoder`] runs.
 ///
 /// # Errors
 /// [`Error::UnknownFamily`], or a configuration that is incomplete or not understood.
 pub fn decoder_spec(config: &Config<'_>) -> Result<DecoderSpec> {
     let model_type = config.model_type()?;
-    match families::ALL.iter().find(|f| f.model_types.contains(&model_type)) {
+    match crate::families::ALL.iter().find(|f| f.model_types.contains(&model_type)) {
         Some(family) => (family.spec)(config),
         None => Err(Error::UnknownFamily {
             model_type: model_type.to_owned(),
-            known: families::ALL.iter().flat_map(|f| f.model_types).map(|&n| n.to_owned()).collect(),
+            known: crate::families::ALL.iter().flat_map(|f| f.model_types).map(|&n| n.to_owned()).collect(),
         }),
     }
 }
@@ -79,8 +93,8 @@ pub struct Registry<B: Backend> {
 
 impl<B: FullBackend> Default for Registry<B> {
     fn default() -> Self {
-        let decoders = families::ALL.iter().map(|f| Box::new(*f) as Box<dyn Family<B>>);
-        Self { families: decoders.chain(families::others()).collect() }
+        let decoders = crate::families::ALL.iter().map(|f| Box::new(*f) as Box<dyn Family<B>>);
+        Self { families: decoders.chain(crate::families::others()).collect() }
     }
 }
 

@@ -64,6 +64,52 @@ fn configurations() {
 }
 
 #[test]
+fn configurations_of_other_families() {
+    expect("gguf-apertus", json!({"model_type": "apertus", "hidden_act": "xielu"}));
+    expect(
+        "gguf-cohere",
+        json!({"model_type": "cohere", "logit_scale": 0.3, "use_qk_norm": true, "attention_bias": true}),
+    );
+    let pattern = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"];
+    expect("gguf-cohere2", json!({"model_type": "cohere2", "sliding_window": 10, "layer_types": pattern}));
+    expect("gguf-exaone4", json!({"sliding_window": 10, "layer_types": pattern}));
+    expect(
+        "gguf-exaone4-no-window",
+        json!({"sliding_window": null, "layer_types": ["full_attention", "full_attention"]}),
+    );
+    expect("gguf-glm4", json!({"attention_bias": true, "rope_parameters": {"partial_rotary_factor": 0.5}}));
+    expect(
+        "gguf-gpt-neox",
+        json!({"model_type": "gpt_neox", "use_parallel_residual": true, "hidden_act": "gelu"}),
+    );
+    expect("gguf-gpt-neox-sequential", json!({"use_parallel_residual": false}));
+    expect(
+        "gguf-granite",
+        json!({"embedding_multiplier": 4.0, "logits_scaling": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2}),
+    );
+    expect(
+        "gguf-ministral3",
+        json!({"model_type": "ministral3", "rope_parameters": {
+            "rope_type": "yarn", "llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 16,
+        }}),
+    );
+    expect("gguf-olmo", json!({"clip_qkv": 0.5}));
+    expect("gguf-olmo2", json!({"model_type": "olmo2", "sliding_window": null}));
+    let olmo3 = gguf::config(&open("gguf-olmo3")).unwrap();
+    assert_eq!((&olmo3["model_type"], &olmo3["layer_types"]), (&json!("olmo3"), &json!(pattern)));
+    assert_eq!(olmo3["rope_parameters"]["full_attention"]["rope_type"], "yarn");
+    assert_eq!(olmo3["rope_parameters"]["sliding_attention"]["rope_type"], "default");
+    expect("gguf-phi", json!({"model_type": "phi", "rope_parameters": {"partial_rotary_factor": 0.5}}));
+    expect("gguf-seed-oss", json!({"attention_bias": true, "attention_out_bias": false}));
+    expect(
+        "gguf-stablelm",
+        json!({"use_qkv_bias": true, "use_parallel_residual": false, "qk_layernorm": false}),
+    );
+    expect("gguf-stablelm-parallel", json!({"use_parallel_residual": true, "qk_layernorm": true}));
+    expect("gguf-starcoder2", json!({"use_bias": true, "norm_epsilon": 1e-5}));
+}
+
+#[test]
 fn configurations_of_gemma() {
     let types = |period: usize, layers: usize| -> Vec<&str> {
         let full = |i: usize| i.is_multiple_of(period);
@@ -107,8 +153,9 @@ fn divisors_of_frequencies() {
     assert!((rope["attention_factor"].as_f64().unwrap() - 1.183_215_9).abs() < 1e-6);
 }
 
-/// The parameters around the layers of an architecture, and the modules of a layer.
-fn names(model_type: &str) -> (&'static [&'static str], &'static [&'static str]) {
+/// The parameters around the layers of an architecture, and the modules of a layer, for families that have names of their
+/// own or Llama's. That nothing is left of the others is part of loading them.
+fn names(model_type: &str) -> Option<(&'static [&'static str], &'static [&'static str])> {
     const TOP: &[&str] = &["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"];
     const TOP_GPT2: &[&str] =
         &["model.wte.weight", "model.wpe.weight", "model.ln_f.weight", "model.ln_f.bias", "lm_head.weight"];
@@ -135,12 +182,14 @@ fn names(model_type: &str) -> (&'static [&'static str], &'static [&'static str])
         "mlp.gate_up_proj",
         "mlp.down_proj",
     ];
-    match model_type {
+    Some(match model_type {
         "gpt2" => (TOP_GPT2, &["ln_1", "ln_2", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]),
         "phi3" => (TOP, PHI3),
-        "gemma2" | "gemma3_text" => (TOP, LAYER),
-        _ => (TOP, LAYER.split_last_chunk::<2>().unwrap().0),
-    }
+        "gemma2" | "gemma3_text" | "olmo2" | "olmo3" | "exaone4" => (TOP, LAYER),
+        "llama" | "qwen2" | "qwen3" | "gemma" | "granite" | "smollm3" | "seed_oss" | "ernie4_5" | "olmo"
+        | "ministral3" | "internlm3" => (TOP, LAYER.split_last_chunk::<2>().unwrap().0),
+        _ => return None,
+    })
 }
 
 #[test]
@@ -156,7 +205,7 @@ fn every_stored_tensor_has_a_name() {
         let layout = gguf::layout(&g).unwrap();
         let stored = g.names().len();
         let source = Adapted::new(g, layout);
-        let (top, modules) = names(config["model_type"].as_str().unwrap());
+        let Some((top, modules)) = names(config["model_type"].as_str().unwrap()) else { continue };
         let layers = config["num_hidden_layers"].as_u64().or(config["n_layer"].as_u64()).unwrap();
         let layer = if config["model_type"] == "gpt2" { "model.h" } else { "model.layers" };
         let in_layers = (0..layers).flat_map(|i| {
@@ -209,11 +258,64 @@ fn text(text: &str) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
 }
 
+/// A file that lacks nothing of `architecture` but its tensors.
+fn complete(architecture: &str) -> Draft {
+    let key = |name: &str| format!("{architecture}.{name}");
+    let counts = ["embedding_length", "feed_forward_length", "context_length", "attention.head_count"];
+    let draft = counts.iter().fold(Draft::new(architecture), |d, name| d.count(&key(name), 8));
+    let eps = ["attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"];
+    let bytes = 1e-5f32.to_le_bytes();
+    eps.iter().fold(draft, |d, name| d.value(&key(name), 6, &bytes)).count(&key("block_count"), 2)
+}
+
+/// An array of truth values.
+fn bools(values: &[u8]) -> Vec<u8> {
+    [&7u32.to_le_bytes()[..], &(values.len() as u64).to_le_bytes(), values].concat()
+}
+
+/// An array of counts.
+fn counts(values: &[u32]) -> Vec<u8> {
+    let bytes = values.iter().flat_map(|n| n.to_le_bytes());
+    [4u32.to_le_bytes().to_vec(), (values.len() as u64).to_le_bytes().to_vec(), bytes.collect()].concat()
+}
+
+#[test]
+fn what_changes_the_result_is_refused() {
+    let refused = |draft: Draft, want: &str| {
+        let e = draft.error().to_string();
+        assert!(e.contains(want), "{e}: not {want}");
+    };
+    refused(complete("glm4").count("glm4.nextn_predict_layers", 1), "glm4.nextn_predict_layers: wanted 0");
+    refused(complete("llama").value("llama.attention.causal", 7, &[0]), "causal: wanted true, got false");
+    let sections = counts(&[16, 24, 24, 0]);
+    refused(complete("glm4").value("glm4.rope.dimension_sections", 9, &sections), "sections: wanted none");
+    let draft = complete("granite").value("granite.logit_scale", 6, &2f32.to_le_bytes());
+    refused(draft.value("granite.rope.scaling.finetuned", 7, &[0]), "finetuned: wanted true");
+    let kv = counts(&[4, 2]);
+    refused(
+        complete("llama").value("llama.attention.head_count_kv", 9, &kv),
+        "the same count for all layers",
+    );
+    refused(complete("gptneox"), "no metadata key gptneox.use_parallel_residual");
+    let window = || complete("cohere2").count("cohere2.attention.sliding_window", 4);
+    let pattern = "cohere2.attention.sliding_window_pattern";
+    refused(window().value(pattern, 9, &bools(&[1; 3])), "or 2 times true or false");
+    refused(window().count(pattern, 0), "pattern: wanted a count of layers");
+    refused(complete("gemma4"), "no metadata key gemma4.attention.sliding_window_pattern");
+    let gemma4 = || {
+        let draft = complete("gemma4").value("gemma4.attention.sliding_window_pattern", 9, &bools(&[1, 0]));
+        draft.count("gemma4.attention.sliding_window", 4)
+    };
+    refused(gemma4().value("gemma4.attention.head_count_kv", 9, &counts(&[1; 3])), "kv: wanted 2 counts");
+    let shared = gemma4().count("gemma4.attention.shared_kv_layers", u32::MAX);
+    refused(shared, "token_embd.weight");
+}
+
 #[test]
 fn metadata_that_stand_for_no_configuration() {
     let e = Draft::new("mamba").error().to_string();
     assert!(
-        e.starts_with("GGUF: general.architecture: wanted llama, qwen2, ") && e.ends_with("got mamba"),
+        e.starts_with("GGUF: general.architecture: wanted apertus, chatglm, ") && e.ends_with("got mamba"),
         "{e}"
     );
     let e = Draft::new("llama").error().to_string();

@@ -15,6 +15,14 @@ pub enum Ids<'a, B: Backend> {
     Device(&'a B::Tensor),
 }
 
+impl<B: Backend> Clone for Ids<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Ids<'_, B> {}
+
 /// Rows that a projection reads: those of a tensor, or what an operation makes of them on the way.
 #[derive(Debug)]
 pub enum Input<'a, B: Backend> {

@@ -158,13 +158,20 @@ fn per_layer(c: &Config<'_>, spec: &mut DecoderSpec, act: Activation) -> Result<
     Ok(())
 }
 
-/// Layers that read the keys of others may have projections that nobody uses.
+/// Layers that read the keys of others may have projections that nobody uses, under GGUF's names too.
 fn ignored(spec: &DecoderSpec, name: &str) -> bool {
-    let unused = crate::names::layer_of(name).is_some_and(|(i, rest)| {
-        let shared =
-            spec.layers.get(i).and_then(|l| l.attention()).is_some_and(|a| a.kv == KeyValues::Shared);
-        let module = rest.strip_prefix("self_attn.").and_then(|rest| rest.split('.').next());
-        shared && matches!(module, Some("k_proj" | "v_proj" | "k_norm" | "v_norm"))
-    });
+    let shared = |i: usize| spec.layers.get(i)?.attention().map(|a| a.kv == KeyValues::Shared);
+    let unused = match (crate::names::layer_of(name), name.strip_prefix("blk.")) {
+        (Some((i, rest)), _) => {
+            let module = rest.strip_prefix("self_attn.").and_then(|rest| rest.split('.').next());
+            matches!(module, Some("k_proj" | "v_proj" | "k_norm" | "v_norm")) && shared(i) == Some(true)
+        }
+        (_, Some(rest)) => {
+            let (i, module) = rest.split_once('.').unwrap_or_default();
+            matches!(module, "attn_k.weight" | "attn_v.weight" | "attn_k_norm.weight")
+                && i.parse().ok().and_then(shared) == Some(true)
+        }
+        _ => false,
+    };
     unused || crate::names::ignored(spec, name)
 }

@@ -69,12 +69,29 @@ pub enum Origin {
         /// Heads that the rows divide into.
         heads: usize,
     },
+    /// Rows stored part by part, each of all heads, put back head by head (queries, keys and values of GGUF's
+    /// `gptneox`).
+    Unstacked {
+        /// Stored name.
+        name: String,
+        /// Parts of a head.
+        parts: usize,
+        /// Heads that the rows of a part divide into.
+        heads: usize,
+    },
     /// Stored with `-by` added: gemma's norms in GGUF.
     Shifted {
         /// Stored name.
         name: String,
         /// Added to every value.
         by: f32,
+    },
+    /// Not a tensor: numbers that are elsewhere in the file.
+    Values {
+        /// Where.
+        name: String,
+        /// The numbers.
+        values: Vec<f32>,
     },
 }
 
@@ -97,7 +114,9 @@ impl Origin {
             | Self::Stacked { name, .. }
             | Self::Transposed { name, .. }
             | Self::Unpermuted { name, .. }
-            | Self::Shifted { name, .. } => name,
+            | Self::Unstacked { name, .. }
+            | Self::Shifted { name, .. }
+            | Self::Values { name, .. } => name,
         }
     }
 }
@@ -123,6 +142,10 @@ impl<S: WeightSource, F: Fn(&str) -> Origin + Send + Sync> WeightSource for Adap
 
     fn get_shaped(&self, name: &str, want: &[usize]) -> Result<Option<RawTensor<'_>>> {
         let origin = (self.origin)(name);
+        if let Origin::Values { name, values } = &origin {
+            let raw = RawTensor::from_f32(vec![values.len()], values);
+            return raw.map(Some).map_err(|source| Error::Quant { name: name.clone(), source });
+        }
         let stored_shape = stored_shape(&origin, want);
         let Some(raw) = self.source.get_shaped(origin.name(), &stored_shape)? else {
             return Ok(None);
@@ -210,18 +233,9 @@ fn transform<'a>(
             }
             Ok(raw.rows_range(rows.clone()))
         }
-        Origin::Strided { start, run, stride, .. } => {
-            let n = if raw.shape.len() == 1 { raw.cols() } else { raw.rows() };
-            if *run == 0 || *stride == 0 || start + run > *stride || n % stride != 0 || raw.shape.len() > 2 {
-                return Err(mismatch(&raw));
-            }
-            let picked = (0..n / stride * run).map(|j| j / run * stride + start + j % run);
-            if raw.shape.len() == 1 {
-                let values = raw.decode().map_err(quant)?;
-                let picked: Vec<f32> = picked.map(|r| values[r]).collect();
-                return RawTensor::from_f32(vec![picked.len()], &picked).map_err(quant);
-            }
-            Ok(raw.take_rows(picked))
+        Origin::Strided { .. } | Origin::Unpermuted { .. } | Origin::Unstacked { .. } => {
+            let order = order(origin, lines(&raw)).filter(|_| raw.shape.len() <= 2);
+            reordered(&raw, &order.ok_or_else(|| mismatch(&raw))?).map_err(quant)
         }
         Origin::Transposed { rows, .. } => {
             if raw.shape.len() != 2 || rows.end > raw.cols() {
@@ -233,27 +247,55 @@ fn transform<'a>(
             let turned: Vec<f32> = columns.map(|(r, c)| values[r * cols + c]).collect();
             RawTensor::from_f32(vec![rows.len(), n], &turned).map_err(quant)
         }
-        Origin::Unpermuted { heads, .. } => {
-            let n = if raw.shape.len() == 1 { raw.cols() } else { raw.rows() };
-            if *heads == 0 || n % (2 * heads) != 0 {
-                return Err(mismatch(&raw));
-            }
-            let (dim, half) = (n / heads, n / heads / 2);
-            let stored_row = move |r: usize| {
-                let (head, r) = (r / dim, r % dim);
-                head * dim + 2 * (r % half) + r / half
-            };
-            if raw.shape.len() == 1 {
-                let values = raw.decode().map_err(quant)?;
-                let ordered: Vec<f32> = (0..n).map(|r| values[stored_row(r)]).collect();
-                return RawTensor::from_f32(vec![n], &ordered).map_err(quant);
-            }
-            Ok(raw.take_rows((0..n).map(stored_row)))
-        }
         Origin::Shifted { by, .. } => {
             let values: Vec<f32> = raw.decode().map_err(quant)?.iter().map(|x| x + by).collect();
             RawTensor::from_f32(raw.shape.clone(), &values).map_err(quant)
         }
+        Origin::Values { .. } => Err(mismatch(&raw)),
+    }
+}
+
+/// Rows of a matrix, values of a vector.
+fn lines(raw: &RawTensor<'_>) -> usize {
+    if raw.shape.len() == 1 { raw.cols() } else { raw.rows() }
+}
+
+/// The rows of a matrix, or the values of a vector, of these numbers.
+fn reordered(raw: &RawTensor<'_>, order: &[usize]) -> rillm_quant::Result<RawTensor<'static>> {
+    if raw.shape.len() != 1 {
+        return Ok(raw.take_rows(order.iter().copied()));
+    }
+    let values = raw.decode()?;
+    let ordered: Vec<f32> = order.iter().map(|&i| values[i]).collect();
+    RawTensor::from_f32(vec![ordered.len()], &ordered)
+}
+
+/// The rows, of `n` stored ones, that a parameter consists of; `None` if they don't divide so.
+fn order(origin: &Origin, n: usize) -> Option<Vec<usize>> {
+    match *origin {
+        Origin::Strided { start, run, stride, .. } => {
+            if run == 0 || stride == 0 || start + run > stride || !n.is_multiple_of(stride) {
+                return None;
+            }
+            Some((0..n / stride * run).map(|j| j / run * stride + start + j % run).collect())
+        }
+        Origin::Unpermuted { heads, .. } => {
+            if heads == 0 || !n.is_multiple_of(2) || !(n / 2).is_multiple_of(heads) {
+                return None;
+            }
+            let (dim, half) = (n / heads, n / heads / 2);
+            let stored = |head: usize, r: usize| head * dim + 2 * (r % half) + r / half;
+            Some((0..n).map(|r| stored(r / dim, r % dim)).collect())
+        }
+        Origin::Unstacked { parts, heads, .. } => {
+            if parts == 0 || heads == 0 || !n.is_multiple_of(parts) || !(n / parts).is_multiple_of(heads) {
+                return None;
+            }
+            let dim = n / parts / heads;
+            let stored = |head: usize, part: usize| (part * heads + head) * dim;
+            Some((0..n).map(|r| stored(r / dim / parts, r / dim % parts) + r % dim).collect())
+        }
+        _ => None,
     }
 }
 

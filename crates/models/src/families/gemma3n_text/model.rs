@@ -170,12 +170,8 @@ impl<B: Backend> CausalLm<B> for Model<B> {
         caches: &mut [SequenceCache<B>],
         logits_of: &[usize],
     ) -> Result<Option<B::Tensor>> {
-        let again = match ids {
-            Ids::Host(ids) => Ids::Host(ids),
-            Ids::Device(ids) => Ids::Device(ids),
-        };
         let x = be.scale(self.embed.forward(be, ids)?, (self.spec.dim as f32).sqrt())?;
-        let per_layer = self.per_layer.forward(be, again, &x)?;
+        let per_layer = self.per_layer.forward(be, ids, &x)?;
         let mut streams = vec![x];
         for project in &self.project {
             let y = project.forward(be, Input::Rows(&streams[0]), None)?;

@@ -10,6 +10,9 @@ use super::module::{Module, WORDS};
 use super::options::Options;
 use crate::Result;
 
+/// What may lie beside `qweight`.
+pub(super) const PARTS: &[&str] = &["qzeros", "scales"];
+
 /// Where the eight outputs of a word lie: even ones in its lower half, odd ones in its upper.
 const SHIFTS: [u32; 8] = [0, 16, 4, 20, 8, 24, 12, 28];
 /// The zero point where none are stored.

@@ -61,6 +61,11 @@ impl Foreign {
 
     /// The matrix `[out, in]` of a module; `None` if it is not quantized.
     pub(super) fn matrix<'a>(&self, module: &Module<'a>) -> Result<Option<RawTensor<'a>>> {
+        let packed = self.leaves().0.iter().find(|leaf| **leaf != "weight" && module.has(leaf));
+        if let (Some(packed), true) = (packed, module.has("weight")) {
+            let (name, want) = (module.name("weight"), format!("either this or {packed}"));
+            return Err(Error::WeightValue { name, want, got: "both".to_owned() });
+        }
         match self {
             Self::Awq(awq) => awq.matrix(module),
             Self::BitNet(bitnet) => bitnet.matrix(module),
@@ -74,7 +79,8 @@ impl Foreign {
     /// Names of the codes of a matrix within its module, and of what may lie beside them.
     const fn leaves(&self) -> (&'static [&'static str], &'static [&'static str]) {
         match self {
-            Self::Awq(_) | Self::Gptq(_) => (&["qweight"], gptq::PARTS),
+            Self::Awq(_) => (&["qweight"], awq::PARTS),
+            Self::Gptq(_) => (&["qweight"], gptq::PARTS),
             Self::BitNet(_) => (&["weight"], bitnet::PARTS),
             Self::CompressedTensors(_) => (&["weight_packed", "weight"], compressed_tensors::PARTS),
             Self::Fp8(_) => (&["weight"], fp8::PARTS),

@@ -404,6 +404,14 @@ fn parts_that_do_not_belong_together() {
     let e = get(&gptq, &base[..2]).unwrap_err();
     assert!(matches!(&e, Error::MissingWeight { name } if name == "m.scales"), "{e}");
 
+    let mut both = base.clone();
+    both.push(("m.weight", "F32", vec![1], vec![0; 4]));
+    let e = checkpoint(&gptq, &both).get("m.weight").unwrap_err();
+    assert!(matches!(&e, Error::WeightValue { want, .. } if want.contains("qweight")), "{e}");
+    // AWQ takes no columns in an order of its own, so nobody would read this.
+    let awq = json!({"quant_method": "awq", "group_size": 32});
+    assert_eq!(checkpoint(&awq, &base).names(), ["m.g_idx", "m.weight"]);
+
     let fp8 = json!({"quant_method": "fp8", "weight_block_size": [2, 2]});
     let weight: Tensor = ("m.weight", "F8_E4M3", vec![4, 6], vec![0; 24]);
     let e = get(&fp8, std::slice::from_ref(&weight)).unwrap_err();

@@ -123,6 +123,16 @@ impl Value {
         if let Self::Bool(b) = self { Some(*b) } else { None }
     }
 
+    /// Whether it is an array.
+    pub fn is_array(&self) -> bool {
+        matches!(self, Self::Array(_))
+    }
+
+    /// An array of truth values.
+    pub fn as_bools(&self) -> Option<&[bool]> {
+        if let Self::Array(Array::Bools(v)) = self { Some(v) } else { None }
+    }
+
     /// An array of texts.
     pub fn as_strings(&self) -> Option<&[String]> {
         if let Self::Array(Array::Strings(v)) = self { Some(v) } else { None }
