@@ -24,7 +24,8 @@ CASES = {
     "qwen3-next": case("qwen3_next", s(**GDN, **QWEN_MOE), legacy_config=True),
     "qwen3-5-moe": case("qwen3_5_moe_text", s(**{**GDN, "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}, **QWEN_MOE)),
     "jamba": case("jamba", s(**JAMBA, num_experts=4)),
-    "minimax": case("minimax", s(num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"], num_local_experts=4, head_dim=12, block_size=8, full_attn_alpha_factor=0.9, full_attn_beta_factor=1.1, linear_attn_alpha_factor=0.8, linear_attn_beta_factor=1.2, mlp_alpha_factor=0.7, mlp_beta_factor=1.3)),
+    # Decays are stored: in float32, so that they are what the formula gives.
+    "minimax": case("minimax", s(num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"], num_local_experts=4, head_dim=12, block_size=8, full_attn_alpha_factor=0.9, full_attn_beta_factor=1.1, linear_attn_alpha_factor=0.8, linear_attn_beta_factor=1.2, mlp_alpha_factor=0.7, mlp_beta_factor=1.3), dtype="float32"),
     "kimi-linear": case("kimi_linear", s(**KIMI)),
     "mamba-biases": case("mamba", dict(**MAMBA, use_bias=True, use_conv_bias=False, conv_kernel=3, time_step_rank=5, tie_word_embeddings=False), legacy_config=True),
     "falcon-mamba": case("falcon_mamba", dict(**MAMBA, mixer_rms_eps=1e-3)),
