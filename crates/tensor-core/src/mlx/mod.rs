@@ -260,9 +260,10 @@ fn activated(act: Activation, x: &Array) -> mlx_rs::error::Result<Array> {
         Activation::Clip { limit } => ops::maximum(ops::minimum(x, number(limit)?)?, number(-limit)?),
         Activation::XIelu { positive, negative, slope } => {
             let (p, n) = (ops::maximum(x, number(0.0)?)?, ops::minimum(x, number(0.0)?)?);
-            let above = p.square()?.multiply(number(positive)?)?;
-            let below = ops::expm1(&n)?.subtract(&n)?.multiply(number(negative)?)?;
-            above.add(below)?.add(x.multiply(number(slope)?)?)
+            let above = p.multiply(number(positive)?)?.add(number(slope)?)?.multiply(&p)?;
+            // `-negative n` alone may overflow where the slope makes up for it.
+            let line = n.multiply(number(slope - negative)?)?;
+            above.add(ops::expm1(&n)?.multiply(number(negative)?)?.add(line)?)
         }
         Activation::ClippedSwish { alpha, limit } => {
             let x = ops::minimum(x, number(limit)?)?;
