@@ -258,7 +258,11 @@ fn golden_checkpoints_load() {
         let s = Safetensors::open(&folder).unwrap().with_quantization(quantization);
         for name in s.names() {
             match s.get(&name) {
-                Ok(tensor) => assert!(!tensor.unwrap().codes.is_empty(), "{name}"),
+                Ok(tensor) => {
+                    // Families without shared experts store matrices of no columns for them.
+                    let tensor = tensor.unwrap();
+                    assert_eq!(tensor.codes.is_empty(), tensor.shape.contains(&0), "{name}");
+                }
                 // Old GPT-2 checkpoints carry their attention masks, which nobody asks for.
                 Err(Error::UnsupportedDtype { dtype, .. }) => assert_eq!(dtype, "BOOL", "{name}"),
                 Err(e) => panic!("{e}"),
