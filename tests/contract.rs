@@ -200,7 +200,8 @@ fn a_sequence_is_taken_back_or_left_as_it_is() {
             }
             Err(error) => panic!("{label}: {error}"),
         }
-        assert_eq!(s.cache_bytes(), bytes, "{label}");
+        // Keys stay where they are; the states after the one gone back to are let go.
+        assert!(s.cache_bytes() <= bytes, "{label}");
         let kept = &history[..s.len(sequence)];
         assert_eq!(s.common_prefix(sequence, &history), kept.len(), "{label}");
         let mut whole = kept.to_vec();

@@ -51,7 +51,7 @@ CASES = {
     "seed-oss": case("seed_oss", s(num_hidden_layers=2, head_dim=8)),
     "seed-oss-biases": case("seed_oss", s(head_dim=16, attention_out_bias=True, mlp_bias=True)),
     "internlm3": case("internlm3", s(num_hidden_layers=2, head_dim=8, attention_bias=True, mlp_bias=True)),
-    "internlm3-dynamic": case("internlm3", s(head_dim=16, max_position_embeddings=32, rope_parameters=rope("dynamic", factor=6.0)), legacy_config=True, prompt_len=40),
+    "internlm3-rope-dynamic": case("internlm3", s(head_dim=16, max_position_embeddings=32, rope_parameters=rope("dynamic", factor=6.0)), legacy_config=True, prompt_len=40),
     "hunyuan-dense": case("hunyuan_v1_dense", s(num_hidden_layers=2, head_dim=16)),
     "hunyuan-dense-alpha": case("hunyuan_v1_dense", s(head_dim=16, attention_bias=True, tie_word_embeddings=True, rope_parameters=rope("dynamic", factor=1.0, alpha=100.0)), legacy_config=True),
     "apertus": case("apertus", s(num_hidden_layers=2)),

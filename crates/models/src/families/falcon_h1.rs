@@ -1,13 +1,13 @@
 //! Falcon-H1: Mamba-2 and attention side by side in every layer, with a factor on almost everything.
 
-use rillm_nn::{Bias, GateOrder, GatedNorm, Mamba2Spec, MlpKind, MlpSpec};
+use rillm_nn::{Bias, GateOrder, GatedNorm, Mamba2Spec, MlpKind, MlpSpec, Origin, WeightSource};
 use rillm_tensor_core::Activation;
 
 use super::granitemoehybrid::head_dim;
-use super::jamba::layout;
+use super::jamba;
 use super::llama::{DEFAULTS, Defaults, attention, bias, bias_or, layer_count_or};
 use super::mamba2::{divides, dt_limits};
-use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, MixerSpec, Result};
+use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, Layout, MixerSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily { layout, ..DecoderFamily::new(&["falcon_h1"], spec) };
 
@@ -112,4 +112,16 @@ fn mamba(c: &Config<'_>, dim: usize) -> Result<Mamba2Spec> {
         norm: c.flag("mamba_rms_norm", false)?.then_some(norm),
         factors: Some(factors).filter(|f| *f != [1.0; 5]),
     })
+}
+
+/// mlx-lm multiplies the factors into the weights and keeps them in the configuration: its checkpoints, known by the order
+/// of their convolutions, are refused by asking for a parameter that says so.
+fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
+    let conv = source.get("model.layers.0.mamba.conv1d.weight");
+    if matches!(conv, Ok(Some(raw)) if raw.shape.len() == 3 && raw.shape[2] == 1 && raw.shape[1] > 1) {
+        return Box::new(|name| {
+            Origin::Tensor(format!("{name} without the factors that mlx-lm multiplied in"))
+        });
+    }
+    jamba::layout(spec, source)
 }
