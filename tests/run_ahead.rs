@@ -53,7 +53,9 @@ fn every_golden_says_what_its_reference_says() {
             let mut g = Generator::new(lm.session(), request).unwrap().prefill_chunk(chunk);
             assert_eq!(run(&mut g), wanted, "{}: chunks of {chunk}", name(&folder));
             let calls = lazy.calls();
-            assert!(!calls.contains(&Call::Read), "{}: logits stay where they are", name(&folder));
+            // Gemma 3n mixes its streams by numbers of the host.
+            let read = calls.contains(&Call::Read) && !name(&folder).starts_with("gemma3n");
+            assert!(!read, "{}: logits stay where they are", name(&folder));
         }
     }
 }

@@ -11,8 +11,8 @@ use rillm::models::Registry;
 use rillm::quant::RawTensor;
 use rillm::tensor::cpu::{Cpu, Precision};
 use rillm::tensor::{
-    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Experts, Ids, Input, Keys, Recurrent, Result,
-    Rope, Routing,
+    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Experts, Ids, Input, Keys, LinearAttention,
+    Recurrent, Result, RgLru, Rope, Routing, Rule, SelectiveScan, ShortConv, StateSpan, States,
 };
 use rillm::{LanguageModel, Loader};
 
@@ -294,5 +294,67 @@ impl Experts for Lazy {
     }
 }
 
-/// The default bodies, on values that are computed already.
-impl Recurrent for Lazy {}
+/// Spans over the CPU's states.
+fn states<'a>(spans: &[StateSpan<'a, Value>]) -> Vec<StateSpan<'a, CpuTensor>> {
+    spans.iter().map(|s| StateSpan { rows: s.rows.clone(), state: s.state.map(Value::rows) }).collect()
+}
+
+fn values((y, states): (CpuTensor, States<CpuTensor>)) -> (Value, States<Value>) {
+    (Value::Rows(y), states.into_iter().map(Value::Rows).collect())
+}
+
+fn rule<'a>(rule: &Rule<'a, Value>) -> Rule<'a, CpuTensor> {
+    match *rule {
+        Rule::Constant { decay } => Rule::Constant { decay: decay.rows() },
+        Rule::Ssd { dt, dt_bias, a, d, limits } => {
+            Rule::Ssd { dt: dt.rows(), dt_bias: dt_bias.rows(), a: a.rows(), d: d.rows(), limits }
+        }
+        Rule::Delta { gate, dt_bias, a, beta } => {
+            Rule::Delta { gate: gate.rows(), dt_bias: dt_bias.rows(), a: a.rows(), beta: beta.rows() }
+        }
+        Rule::Wkv7 { decay, a, b } => Rule::Wkv7 { decay: decay.rows(), a: a.rows(), b: b.rows() },
+    }
+}
+
+impl Recurrent for Lazy {
+    fn short_conv(
+        &self,
+        x: &Value,
+        p: &ShortConv<'_, Value>,
+        spans: &[StateSpan<'_, Value>],
+    ) -> Result<(Value, States<Value>)> {
+        let p = ShortConv { kernel: p.kernel.rows(), bias: p.bias.map(Value::rows), act: p.act };
+        self.cpu.short_conv(x.rows(), &p, &states(spans)).map(values)
+    }
+    fn selective_scan(
+        &self,
+        x: &Value,
+        p: &SelectiveScan<'_, Value>,
+        spans: &[StateSpan<'_, Value>],
+    ) -> Result<(Value, States<Value>)> {
+        let SelectiveScan { dt, b, c, a, d } = *p;
+        let p = SelectiveScan { dt: dt.rows(), b: b.rows(), c: c.rows(), a: a.rows(), d: d.rows() };
+        self.cpu.selective_scan(x.rows(), &p, &states(spans)).map(values)
+    }
+    fn linear_attention(
+        &self,
+        p: &LinearAttention<'_, Value>,
+        spans: &[StateSpan<'_, Value>],
+    ) -> Result<(Value, States<Value>)> {
+        let (q, k, v, rule) = (p.q.rows(), p.k.rows(), p.v.rows(), rule(&p.rule));
+        let p = LinearAttention { q, k, v, heads: p.heads, key_heads: p.key_heads, rule };
+        self.cpu.linear_attention(&p, &states(spans)).map(values)
+    }
+    fn head_linear(&self, x: &Value, w: &Value, bias: &Value) -> Result<Value> {
+        self.cpu.head_linear(x.rows(), w.rows(), bias.rows()).map(Value::Rows)
+    }
+    fn rg_lru(
+        &self,
+        x: &Value,
+        p: &RgLru<'_, Value>,
+        spans: &[StateSpan<'_, Value>],
+    ) -> Result<(Value, States<Value>)> {
+        let p = RgLru { input: p.input.rows(), recurrent: p.recurrent.rows(), param: p.param.rows() };
+        self.cpu.rg_lru(x.rows(), &p, &states(spans)).map(values)
+    }
+}
