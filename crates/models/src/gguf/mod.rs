@@ -1,7 +1,7 @@
 //! GGUF files as if they were Hugging Face checkpoints: the config.json that their metadata stands for, and the names
 //! and layout of their parameters. Reads no file itself, knows no tokenizer.
 //!
-//! What there is to know about an architecture is an entry of [`architecture::ALL`]. The facts are those of llama.cpp's
+//! What there is to know about an architecture is an entry of `architecture::ALL`. The facts are those of llama.cpp's
 //! converter (`conversion/`, `gguf-py/gguf/constants.py`) and of what its models do without a key (`src/models/`).
 
 mod architecture;
