@@ -1,10 +1,9 @@
-//! Not a check but a measurement: tokens a second with too many evals, with too few, and as they are. Prints a table:
+//! What the places of evals cost on MLX: tokens a second with too many, with too few, and as they are. A backend that
+//! wraps another changes one thing and is loaded in its place. Prints a table:
 //!
-//!     cargo test --config target/mlx/config.toml --release --features mlx --test mlx_pace -- --ignored --nocapture
+//!     cargo run --config target/mlx/config.toml --release --features mlx --example mlx_pace
 //!
 //! `MLX_DEVICE` is the device, `PACE_MODEL` a shape and `PACE_QUANTIZE` a format, as `bench` has them.
-#![cfg(feature = "mlx")]
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::ops::Range;
 use std::time::Instant;
@@ -212,20 +211,18 @@ impl Backend for Paced {
     }
 }
 
-#[test]
-#[ignore = "a measurement"]
-fn table() {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let text = |name: &str, default: &str| std::env::var(name).unwrap_or(default.to_owned());
     let gpu = text("MLX_DEVICE", "") == "mlx-gpu";
     let (prompt, tokens) = if gpu { (4096, 128) } else { (128, 16) };
     for pace in [Pace::EachOperation, Pace::WhenRead, Pace::AsItIs] {
-        let shape = text("PACE_MODEL", "smollm2-135m").parse::<RandomShape>().unwrap();
-        let shape = shape.quantized(&text("PACE_QUANTIZE", "4:64")).unwrap();
+        let shape = text("PACE_MODEL", "smollm2-135m").parse::<RandomShape>()?;
+        let shape = shape.quantized(&text("PACE_QUANTIZE", "4:64"))?;
         let make = move || {
             let device = if gpu { MlxDevice::Gpu } else { MlxDevice::Best };
             Ok(Paced(Mlx::builder().device(device).build()?, pace))
         };
-        let lm = Loader::random(shape).context(8192).load_on_thread(make, Registry::default()).unwrap();
+        let lm = Loader::random(shape).context(8192).load_on_thread(make, Registry::default())?;
         let mut s = lm.session();
         // The first time compiles kernels.
         let (mut rates, mut peak) = ([0.0; 2], 0.0);
@@ -238,22 +235,22 @@ fn table() {
                 let want = if ahead == 0 { Want::Last } else { Want::Nothing };
                 let work = [Work { sequence, tokens: chunk, ahead, want }];
                 match ahead {
-                    0 => s.step_greedy(&work, &mut picked).unwrap(),
-                    _ => s.step(&work, &mut Vec::new()).unwrap(),
+                    0 => s.step_greedy(&work, &mut picked)?,
+                    _ => s.step(&work, &mut Vec::new())?,
                 }
             }
             let first = started.elapsed().as_secs_f64();
             for _ in 0..tokens {
                 let last = picked.clone();
-                s.step_greedy(&[Work { sequence, tokens: &last, ahead: 0, want: Want::Last }], &mut picked)
-                    .unwrap();
+                s.step_greedy(&[Work { sequence, tokens: &last, ahead: 0, want: Want::Last }], &mut picked)?;
             }
             let rest = started.elapsed().as_secs_f64() - first;
             rates = [prompt as f64 / first, tokens as f64 / rest];
-            peak = Mlx::memory().unwrap().peak as f64 / 1e6;
+            peak = Mlx::memory()?.peak as f64 / 1e6;
             s.close(sequence);
         }
         let [prefill, decode] = rates;
         println!("{pace:?}: prefill {prefill:.0}, decode {decode:.1} tokens/s, peak {peak:.0} MB");
     }
+    Ok(())
 }
