@@ -178,6 +178,12 @@ fn every_kernel_table_picks_the_references_tokens() {
     }
 }
 
+/// Whether a model's layers keep more than keys and values.
+fn has_states(folder: &Path) -> bool {
+    let config = std::fs::read_to_string(folder.join("config.json")).unwrap_or_default().to_lowercase();
+    ["mamba", "linear", "lightning", "conv", "recurrent", "rwkv"].iter().any(|word| config.contains(word))
+}
+
 #[test]
 fn a_sequence_is_taken_back_or_left_as_it_is() {
     let mut refused = BTreeSet::new();
@@ -200,8 +206,12 @@ fn a_sequence_is_taken_back_or_left_as_it_is() {
             }
             Err(error) => panic!("{label}: {error}"),
         }
-        // Keys stay where they are; the states after the one gone back to are let go.
-        assert!(s.cache_bytes() <= bytes, "{label}");
+        // Keys stay where they are; states after the one gone back to are let go.
+        if refused.contains(label) || !has_states(&folder) {
+            assert_eq!(s.cache_bytes(), bytes, "{label}");
+        } else {
+            assert!(s.cache_bytes() <= bytes, "{label}");
+        }
         let kept = &history[..s.len(sequence)];
         assert_eq!(s.common_prefix(sequence, &history), kept.len(), "{label}");
         let mut whole = kept.to_vec();

@@ -17,7 +17,7 @@ pub fn goldens() -> Vec<PathBuf> {
     let all = std::fs::read_dir(golden("")).unwrap().map(|e| e.unwrap().path());
     let mut folders: Vec<_> = all.filter(|p| p.join("golden.safetensors").exists()).collect();
     folders.sort();
-    assert!(folders.len() >= 100, "only {} goldens", folders.len());
+    assert!(folders.len() >= 240, "only {} goldens", folders.len());
     folders
 }
 

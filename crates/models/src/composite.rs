@@ -15,7 +15,7 @@ pub fn text_config<S: WeightSource>(config: &Value, source: &TextPart<S>) -> Opt
         let name = whole.get("model_type")?.as_str()?;
         text.insert("model_type".to_owned(), format!("{name}_text").into());
     }
-    let tied = matches!(source.get("lm_head.weight"), Ok(None));
+    let tied = !source.names().iter().any(|name| name == "lm_head.weight");
     text.insert("tie_word_embeddings".to_owned(), tied.into());
     for key in ["eos_token_id", "bos_token_id", "quantization", "quantization_config"] {
         if let (None, Some(value)) = (text.get(key), whole.get(key)) {

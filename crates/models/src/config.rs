@@ -283,14 +283,15 @@ impl<'a> Config<'a> {
         layer_type: Option<&str>,
     ) -> Result<RopeSpec> {
         let all = self.object("rope_parameters")?;
-        let nested = match (all, layer_type) {
-            (Some(p), Some(t)) if p.map.values().any(Value::is_object) => p.object(t)?,
-            _ => None,
-        };
-        let p = match (nested, all) {
-            (Some(p), _) => Some(p),
-            (None, Some(p)) if !p.map.values().any(Value::is_object) => Some(p),
-            _ => self.object("rope_scaling")?,
+        let p = match all {
+            Some(p) if p.map.values().any(Value::is_object) => {
+                // Of families whose layers don't differ, or that ask for each kind afterwards: the usual kind.
+                let layer_type = layer_type.unwrap_or("full_attention");
+                let want = format!("an entry {layer_type}");
+                Some(p.object(layer_type)?.ok_or_else(|| self.unsupported("rope_parameters", &want))?)
+            }
+            Some(p) => Some(p),
+            None => self.object("rope_scaling")?,
         };
         let empty = Map::new();
         let rope = Rope { config: *self, p: Config { map: p.map_or(&empty, |p| p.map), counts: &[] } };
@@ -302,6 +303,12 @@ impl<'a> Config<'a> {
 struct Rope<'a, 'p> {
     config: Config<'a>,
     p: Config<'p>,
+}
+
+/// `dims / head_dim`, such that rounding down gives the count again.
+pub(crate) fn rotated_part(dims: usize, head_dim: usize) -> f64 {
+    let part = dims as f64 / head_dim as f64;
+    if (part * head_dim as f64) as usize == dims { part } else { part.next_up() }
 }
 
 /// Frequencies are computed before any weight has shown that the heads are as large as the configuration says.

@@ -262,6 +262,11 @@ impl<B: FullBackend> CausalLm<B> for Decoder<B> {
         caches: &mut [SequenceCache<B>],
         logits_of: &[usize],
     ) -> Result<Option<B::Tensor>> {
+        if matches!(ids, Ids::Device(_))
+            && self.per_layer.as_ref().is_some_and(|p| !p.covers(self.spec.vocab))
+        {
+            return Ok(None);
+        }
         let (mut x, mut per_layer) = self.embed(be, ids, batch)?;
         let tail = Tail::of(batch, logits_of);
         // After the last group with a state, only rows that the head needs go on.

@@ -176,7 +176,8 @@ impl MlaSpec {
     fn heads<B: Experts>(&self, w: &Weights<'_, B>) -> Result<[B::Weight; 2]> {
         let Self { heads, kv_lora_rank: rank, nope_dim: nope, v_head_dim: v, .. } = *self;
         let (mut absorb, mut expand) = (Vec::new(), Vec::new());
-        if w.at("kv_b_proj").has("weight") {
+        // The smaller of the two is asked for: a look may convert.
+        if !w.at("embed_q").has("weight") {
             let raw = w.at("kv_b_proj").raw("weight", &[heads * (nope + v), rank])?;
             for head in 0..heads {
                 let at = head * (nope + v);

@@ -68,6 +68,11 @@ impl<B: Backend> PerLayer<B> {
         Ok(be.scale(be.add(y, &tokens)?, std::f32::consts::FRAC_1_SQRT_2)?)
     }
 
+    /// Whether each of `vocab` tokens has a row. Ids that only the backend knows can be looked up only then.
+    pub fn covers(&self, vocab: usize) -> bool {
+        self.spec.vocab >= vocab
+    }
+
     /// Bytes of weights that a pass reads; gathered rows not counted.
     pub fn bytes(&self, be: &B) -> usize {
         self.project.bytes(be)

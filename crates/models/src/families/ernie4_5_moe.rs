@@ -32,6 +32,9 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let counts =
         [experts_of(c, "moe_num_experts", 64)?, c.count_or("moe_k", c.count_or("num_experts_per_tok", 6)?)?];
     check_choice(c, counts)?;
+    if c.number_or("moe_norm_min", 1e-12)? > 1e-6 {
+        return Err(c.unsupported("moe_norm_min", "at most 1e-6"));
+    }
     let shared = number_or(c, "moe_num_shared_experts", 2)?;
     let (first, step) = (number_or(c, "moe_layer_start_index", 1)?, c.count_or("moe_layer_interval", 1)?);
     let last = match c.get("moe_layer_end_index").map_or(Some(-1), |v| v.as_i64()) {

@@ -29,7 +29,13 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     if c.get("use_bidirectional_attention").is_some_and(|v| v != "vision") {
         return Err(c.unsupported("use_bidirectional_attention", "null or vision"));
     }
-    let defaults = Defaults { tied: true, context: 131_072, head_dim: Some(256), ..DEFAULTS };
+    let defaults = Defaults {
+        tied: true,
+        context: 131_072,
+        head_dim: Some(256),
+        rope_of: "sliding_attention",
+        ..DEFAULTS
+    };
     let mut spec = follow(c, &defaults)?;
     spec.embed_scale = Some((spec.dim as f32).sqrt());
     spec.head.softcap = c.opt_number("final_logit_softcapping")?.map(|x| x as f32);
@@ -81,13 +87,19 @@ fn attentions(c: &Config<'_>, spec: &mut DecoderSpec, layers: &Layers) -> Result
     let attn_bias = bias(c, "attention_bias")?;
     let same = c.flag("attention_k_eq_v", false)?;
     let (norm, first_shared) = (spec.norm, layers.first_shared);
+    // Layers of a kind share theirs: each has frequencies of its own length.
+    let mut ropes: Vec<((usize, bool), Arc<RotaryEmbedding>)> = Vec::new();
     for (i, (attn, sliding)) in spec.attentions().zip(&layers.sliding).enumerate() {
         let p = &mut attn.params;
         p.scale = 1.0;
         p.window = sliding.then_some(window);
         (p.head_dim, p.kv_heads) = heads(c, i, *sliding)?;
         p.v_head_dim = p.head_dim;
-        attn.rope = Some(rope(c, p.head_dim, *sliding)?);
+        let kind = (p.head_dim, *sliding);
+        if !ropes.iter().any(|(k, _)| *k == kind) {
+            ropes.push((kind, rope(c, p.head_dim, *sliding)?));
+        }
+        attn.rope = ropes.iter().find(|(k, _)| *k == kind).map(|(_, rope)| rope.clone());
         if !p.heads.is_multiple_of(p.kv_heads) {
             return Err(c.unsupported("num_global_key_value_heads", "a divisor of the heads"));
         }

@@ -6,6 +6,7 @@ use rillm_tensor_core::Score;
 use super::deepseek_v3::ignored;
 use super::llama::{DEFAULTS, Defaults, follow};
 use super::mixtral::{NAMES, check_choice, experts_of};
+use crate::config::rotated_part;
 use crate::experts::{self, ExpertNames};
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Result};
 
@@ -14,7 +15,7 @@ pub(super) const FAMILY: DecoderFamily =
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let head_dim = c.count_or("head_dim", 128)?;
-    let part = c.opt_count("rotary_dim")?.map_or(1.0, |dims| dims as f64 / head_dim as f64);
+    let part = c.opt_count("rotary_dim")?.map_or(1.0, |dims| rotated_part(dims, head_dim));
     let defaults =
         Defaults { theta: 5e6, context: 196_608, head_dim: Some(128), kv_heads: Some(8), part, ..DEFAULTS };
     let mut spec = follow(c, &defaults)?;

@@ -183,7 +183,7 @@ pub(crate) const MODELS: &[FamilyInfo] = &[
     FamilyInfo { model_type: "ministral3", models: "Ministral 3" },
     FamilyInfo { model_type: "mistral", models: "Mistral" },
     FamilyInfo { model_type: "mixtral", models: "Mixtral" },
-    FamilyInfo { model_type: "nemotron", models: "Nemotron 3, Minitron" },
+    FamilyInfo { model_type: "nemotron", models: "Nemotron-3 8B, Nemotron-4, Minitron" },
     FamilyInfo { model_type: "nemotron_h", models: "Nemotron-H, Nemotron 3" },
     FamilyInfo { model_type: "olmo", models: "OLMo 1" },
     FamilyInfo { model_type: "olmo2", models: "OLMo 2" },

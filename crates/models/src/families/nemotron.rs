@@ -1,4 +1,4 @@
-//! Nemotron 3 and Minitron: LayerNorm of `1 + w`, squared ReLU, rope on half of each head.
+//! Nemotron-3 8B, Nemotron-4 and Minitron: LayerNorm of `1 + w`, squared ReLU, rope on half of each head.
 
 use rillm_nn::{MlpKind, NormKind};
 use rillm_tensor_core::Activation;

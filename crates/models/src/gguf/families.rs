@@ -4,8 +4,9 @@ use serde_json::json;
 
 use super::config::{Config, gpt2, layer_types, like_llama};
 use super::metadata::Metadata;
-use super::rope::{part, rope, unscaled};
+use super::rope::{rope, unscaled};
 use crate::Result;
+use crate::config::rotated_part;
 
 /// Mistral too, and InternLM3, where queries, keys and values may have biases that nothing else has.
 pub(super) fn llama(m: &Metadata<'_>) -> Result<Config> {
@@ -55,7 +56,7 @@ pub(super) fn glm(m: &Metadata<'_>) -> Result<Config> {
     // The converter leaves it out where it is half of each head.
     let dims = m.count("rope.dimension_count")?.unwrap_or(m.head_dim()? / 2);
     let mut p = rope(m)?;
-    p.set("partial_rotary_factor", part(dims, m.head_dim()?));
+    p.set("partial_rotary_factor", rotated_part(dims, m.head_dim()?));
     c.set("rope_parameters", p);
     Ok(c)
 }

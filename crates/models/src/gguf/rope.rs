@@ -3,6 +3,7 @@
 use super::config::Config;
 use super::metadata::Metadata;
 use crate::Result;
+use crate::config::rotated_part;
 
 /// The parameters of layers without a window, or of all.
 pub(super) fn rope(m: &Metadata<'_>) -> Result<Config> {
@@ -18,14 +19,8 @@ pub(super) fn unscaled(m: &Metadata<'_>, theta: Option<f32>, suffix: &str) -> Re
     p.set("rope_theta", theta.unwrap_or(10_000.0));
     let head_dim = m.head_dim_of(suffix)?;
     let dims = m.count(&format!("rope.dimension_count{suffix}"))?.unwrap_or(head_dim);
-    p.set("partial_rotary_factor", part(dims, head_dim));
+    p.set("partial_rotary_factor", rotated_part(dims, head_dim));
     Ok(p)
-}
-
-/// `dims / head_dim`, such that rounding down gives the count again.
-pub(super) fn part(dims: usize, head_dim: usize) -> f64 {
-    let part = dims as f64 / head_dim as f64;
-    if (part * head_dim as f64) as usize == dims { part } else { part.next_up() }
 }
 
 fn scaling(m: &Metadata<'_>, p: &mut Config) -> Result<()> {

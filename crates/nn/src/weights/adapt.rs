@@ -321,6 +321,7 @@ fn of_stack<'a>(
             let values: Vec<f32> = (0..rows).map(|r| vector[at(r)]).collect();
             RawTensor::from_f32(vec![rows], &values).map(Some)
         }
+        (3, _) if raw.shape[if *lie == Lie::Rows { 1 } else { 2 }] != *of => Ok(None),
         (3, Lie::Rows) if *step == 1 => Ok(Some(raw.rows_range(i * of + start..i * of + start + rows))),
         (3, Lie::Rows) => Ok(Some(raw.take_rows((0..rows).map(|r| i * of + at(r))))),
         (3, Lie::Columns) => {

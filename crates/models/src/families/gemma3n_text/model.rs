@@ -170,6 +170,9 @@ impl<B: Backend> CausalLm<B> for Model<B> {
         caches: &mut [SequenceCache<B>],
         logits_of: &[usize],
     ) -> Result<Option<B::Tensor>> {
+        if matches!(ids, Ids::Device(_)) && !self.per_layer.covers(self.spec.vocab) {
+            return Ok(None);
+        }
         let x = be.scale(self.embed.forward(be, ids)?, (self.spec.dim as f32).sqrt())?;
         let per_layer = self.per_layer.forward(be, ids, &x)?;
         let mut streams = vec![x];

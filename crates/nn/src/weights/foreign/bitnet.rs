@@ -82,14 +82,14 @@ impl BitNet {
             (Scale::Divides | Scale::Multiplies, scale) => {
                 let weight = weight.typed(&[Dtype::U8])?;
                 let scale = scale.map_or_else(|| module.need("weight_scale"), Ok)?;
-                packed(&weight, &scale, self.factor(scale.scalar()?)).map(Some)
+                packed(&weight, &scale, self.factor(&scale)?).map(Some)
             }
             (Scale::Computed, _) => weight.typed(&FLOATS).map(|_| None),
         }
     }
 
-    fn factor(&self, scale: f32) -> f32 {
-        if self.scale == Scale::Divides { 1.0 / scale } else { scale }
+    fn factor(&self, scale: &Part<'_>) -> Result<f32> {
+        if self.scale == Scale::Divides { scale.divisor() } else { scale.scalar() }
     }
 
     /// Whether the module at `path` is listed as not quantized: by the start of its path up to a dot, or by its end.

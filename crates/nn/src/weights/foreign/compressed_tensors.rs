@@ -150,7 +150,7 @@ impl CompressedTensors {
         self.scheme(fits, codes, &scale, None)?;
         match (scale.dtype(), module.get("weight_global_scale")) {
             // The global scale divides.
-            (Dtype::E4M3, global) => fp4::nvfp4(codes, scale, 1.0 / global.map_or(Ok(1.0), |g| g.scalar())?),
+            (Dtype::E4M3, global) => fp4::nvfp4(codes, scale, global.map_or(Ok(1.0), |g| g.divisor())?),
             _ => fp4::mxfp4(codes, scale),
         }
     }

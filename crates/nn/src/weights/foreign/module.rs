@@ -145,6 +145,14 @@ impl<'a> Part<'a> {
         }
     }
 
+    /// One over the only value of a tensor of floats.
+    pub(super) fn divisor(&self) -> Result<f32> {
+        match self.scalar()? {
+            x if x.is_finite() && x != 0.0 => Ok(1.0 / x),
+            x => Err(self.wrong_value("a finite number other than 0".to_owned(), x)),
+        }
+    }
+
     /// Integers of 32 or 64 bits.
     pub(super) fn integers(&self) -> Result<Vec<i64>> {
         let bytes = self.bytes();
