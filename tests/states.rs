@@ -6,8 +6,8 @@ mod support;
 use rillm::generate::{Session, Want};
 use support::{exact, feed, fresh, golden, same, tokens};
 
-/// Only states; states and keys; states and keys of a window.
-const MODELS: [&str; 3] = ["mamba2", "qwen3-5", "recurrent-gemma"];
+/// Only states; states and keys; states and keys of a window; two layers of states for each of the model.
+const MODELS: [&str; 4] = ["mamba2", "qwen3-5", "recurrent-gemma", "rwkv7"];
 
 #[test]
 fn a_sequence_goes_back_to_any_length() {

@@ -1,5 +1,7 @@
 //! The decoder that most families share, driven by a list of residual branches. Names no family.
 
+use std::cell::RefCell;
+
 use rillm_kvcache::{CacheKind, SequenceCache};
 use rillm_nn::{CausalLm, Embedding, Linear, Mixer, Norm, Pass, PerLayer, Result, Tail, Weights};
 use rillm_tensor_core::{Backend, Batch, FullBackend, Ids, Input};
@@ -268,7 +270,7 @@ impl<B: FullBackend> CausalLm<B> for Decoder<B> {
             return Ok(None);
         }
         let (mut x, mut per_layer) = self.embed(be, ids, batch)?;
-        let tail = Tail::of(batch, logits_of);
+        let (tail, first_values) = (Tail::of(batch, logits_of), &RefCell::new(None));
         // After the last group with a state, only rows that the head needs go on.
         let last = self.groups.iter().rposition(Group::keeps).unwrap_or(0);
         let mut rows = batch;
@@ -278,7 +280,8 @@ impl<B: FullBackend> CausalLm<B> for Decoder<B> {
             }
             if i == last && logits_of.is_empty() {
                 for b in group.branches.iter().filter(|b| b.keeps()) {
-                    let pass = Pass { slot: b.slot.unwrap_or(0), batch, tail: None, per_layer: None };
+                    let slot = b.slot.unwrap_or(0);
+                    let pass = Pass { slot, batch, tail: None, per_layer: None, first_values };
                     b.mixer.absorb(be, b.input(&x), &pass, caches)?;
                 }
                 return Ok(None);
@@ -294,7 +297,8 @@ impl<B: FullBackend> CausalLm<B> for Decoder<B> {
                     (Some(kept), Some(tail)) if !b.keeps() => (kept, &tail.batch, None),
                     _ => (&x, rows, tail),
                 };
-                let pass = Pass { slot: b.slot.unwrap_or(0), batch, tail, per_layer: per_layer.as_ref() };
+                let (slot, per_layer) = (b.slot.unwrap_or(0), per_layer.as_ref());
+                let pass = Pass { slot, batch, tail, per_layer, first_values };
                 mixed.push(b.mixer.mix(be, b.input(x), &pass, caches)?);
             }
             if let (Some(kept), Some(tail)) = (kept, tail) {

@@ -1,9 +1,10 @@
 //! A decoder stated layer by layer: the vocabulary that families describe their models in. Loads and computes nothing.
 
 use rillm_nn::{
-    Attention, AttentionSpec, Bias, GatedConv, GatedConvSpec, GatedDelta, GatedDeltaSpec, Griffin,
-    GriffinSpec, KimiDelta, KimiDeltaSpec, Lightning, LightningSpec, Mamba, Mamba2, Mamba2Spec, MambaSpec,
-    Mixer, Mla, MlaSpec, Mlp, MlpSpec, Moe, MoeSpec, NormKind, PerLayerGate, PerLayerSpec, Result, Weights,
+    Attention, AttentionSpec, Bias, ChannelMix, ChannelMixSpec, GatedConv, GatedConvSpec, GatedDelta,
+    GatedDeltaSpec, Griffin, GriffinSpec, KimiDelta, KimiDeltaSpec, Lightning, LightningSpec, Mamba, Mamba2,
+    Mamba2Spec, MambaSpec, Mixer, Mla, MlaSpec, Mlp, MlpSpec, Moe, MoeSpec, NormKind, PerLayerGate,
+    PerLayerSpec, Result, TimeMix, TimeMixSpec, Weights,
 };
 use rillm_tensor_core::FullBackend;
 
@@ -141,6 +142,10 @@ pub enum MixerSpec {
     KimiDelta(KimiDeltaSpec),
     /// Linear attention with constant decays.
     Lightning(LightningSpec),
+    /// RWKV-7's time mixing.
+    TimeMix(TimeMixSpec),
+    /// RWKV-7's channel mixing.
+    ChannelMix(ChannelMixSpec),
 }
 
 impl MixerSpec {
@@ -159,6 +164,8 @@ impl MixerSpec {
             Self::Griffin(spec) => Box::new(Griffin::load(w, *spec)?),
             Self::KimiDelta(spec) => Box::new(KimiDelta::load(w, *spec)?),
             Self::Lightning(spec) => Box::new(Lightning::load(w, *spec)?),
+            Self::TimeMix(spec) => Box::new(TimeMix::load(w, *spec)?),
+            Self::ChannelMix(spec) => Box::new(ChannelMix::load(w, *spec)?),
         })
     }
 }

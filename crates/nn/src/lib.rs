@@ -24,6 +24,7 @@ mod norm;
 mod per_layer;
 mod recurrent;
 mod rope;
+mod rwkv7;
 mod short_conv;
 pub mod weights;
 
@@ -45,5 +46,6 @@ pub use moe::{Moe, MoeSpec, SharedGate, SharedSpec};
 pub use norm::{Norm, NormKind};
 pub use per_layer::{PerLayer, PerLayerGate, PerLayerSpec};
 pub use rope::{RopeScaling, RopeSpec, RotaryEmbedding};
+pub use rwkv7::{ChannelMix, ChannelMixSpec, TimeMix, TimeMixSpec};
 pub use short_conv::{GatedConv, GatedConvSpec};
 pub use weights::{Adapted, Gguf, Lie, Origin, Quantization, Safetensors, WeightSource, Weights};

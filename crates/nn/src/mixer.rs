@@ -1,5 +1,6 @@
 //! What the branches of a layer have in common, whether they mix positions, channels or both.
 
+use std::cell::RefCell;
 use std::fmt::Debug;
 
 use rillm_kvcache::{CacheKind, SequenceCache};
@@ -70,6 +71,8 @@ pub struct Pass<'a, B: Backend> {
     /// What tokens bring to each layer besides the embedding, `[t, layers * width]` of the rows that are needed of the
     /// result (gemma3n, gemma4).
     pub per_layer: Option<&'a B::Tensor>,
+    /// The values of the pass's first layer that keeps some for the others, `[t, dim]`; that layer puts them here (RWKV-7).
+    pub first_values: &'a RefCell<Option<B::Tensor>>,
 }
 
 /// The rows that are needed after the last layer with a state: of each span those from the first that has logits.

@@ -58,6 +58,7 @@ mod qwen3_5;
 mod qwen3_moe;
 mod qwen3_next;
 mod recurrent_gemma;
+mod rwkv7;
 mod seed_oss;
 mod smollm3;
 mod stablelm;
@@ -131,6 +132,7 @@ pub(crate) const ALL: &[DecoderFamily] = &[
     qwen3_moe::FAMILY,
     qwen3_next::FAMILY,
     recurrent_gemma::FAMILY,
+    rwkv7::FAMILY,
     seed_oss::FAMILY,
     smollm3::FAMILY,
     stablelm::FAMILY,
@@ -200,6 +202,7 @@ pub(crate) const MODELS: &[FamilyInfo] = &[
     FamilyInfo { model_type: "qwen3_moe", models: "Qwen3, experts" },
     FamilyInfo { model_type: "qwen3_next", models: "Qwen3-Next" },
     FamilyInfo { model_type: "recurrent_gemma", models: "RecurrentGemma" },
+    FamilyInfo { model_type: "rwkv7", models: "RWKV-7" },
     FamilyInfo { model_type: "seed_oss", models: "Seed-OSS" },
     FamilyInfo { model_type: "smollm3", models: "SmolLM3" },
     FamilyInfo { model_type: "stablelm", models: "StableLM 2" },
