@@ -24,6 +24,13 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     }
     let (dim, head_dim) = (c.count("hidden_size")?, c.count("head_dim")?);
     divides(c, "head_dim", head_dim, dim)?;
+    if c.opt_count("num_heads")?.is_some_and(|heads| heads != dim / head_dim) {
+        return Err(c.unsupported("num_heads", "hidden_size / head_dim"));
+    }
+    let widths = c.get("value_dim").map_or(&[][..], |v| v.as_array().map_or(std::slice::from_ref(v), |v| v));
+    if widths.iter().any(|width| width.as_u64() != Some(dim as u64)) {
+        return Err(c.unsupported("value_dim", "hidden_size"));
+    }
     let eps = c.opt_number("norm_eps")?.filter(|eps| *eps > 0.0);
     let eps = eps.ok_or_else(|| c.unsupported("norm_eps", "a number above zero"))?;
     let norm = NormKind::Layer { eps: eps as f32 };
