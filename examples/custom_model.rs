@@ -99,7 +99,7 @@ impl<B: Backend> CausalLm<B> for Parallel<B> {
     ) -> rillm::nn::Result<Option<B::Tensor>> {
         let mut x = self.embed.forward(be, ids)?;
         for (i, (norm, attention, mlp)) in self.layers.iter().enumerate() {
-            let pass = Pass { slot: i, batch, tail: None, per_layer: None };
+            let pass = Pass::new(i, batch);
             let a = attention.mix(be, norm.of(&x), &pass, caches)?;
             let m = mlp.mix(be, norm.of(&x), &pass, caches)?;
             x = attention.output(be, a, Some(x))?;

@@ -270,7 +270,7 @@ impl<B: FullBackend> CausalLm<B> for Decoder<B> {
             return Ok(None);
         }
         let (mut x, mut per_layer) = self.embed(be, ids, batch)?;
-        let (tail, first_values) = (Tail::of(batch, logits_of), &RefCell::new(None));
+        let (tail, first_values) = (Tail::of(batch, logits_of), RefCell::new(None));
         // After the last group with a state, only rows that the head needs go on.
         let last = self.groups.iter().rposition(Group::keeps).unwrap_or(0);
         let mut rows = batch;
@@ -280,8 +280,8 @@ impl<B: FullBackend> CausalLm<B> for Decoder<B> {
             }
             if i == last && logits_of.is_empty() {
                 for b in group.branches.iter().filter(|b| b.keeps()) {
-                    let slot = b.slot.unwrap_or(0);
-                    let pass = Pass { slot, batch, tail: None, per_layer: None, first_values };
+                    let first_values = Some(&first_values);
+                    let pass = Pass { first_values, ..Pass::new(b.slot.unwrap_or(0), batch) };
                     b.mixer.absorb(be, b.input(&x), &pass, caches)?;
                 }
                 return Ok(None);
@@ -298,6 +298,7 @@ impl<B: FullBackend> CausalLm<B> for Decoder<B> {
                     _ => (&x, rows, tail),
                 };
                 let (slot, per_layer) = (b.slot.unwrap_or(0), per_layer.as_ref());
+                let first_values = Some(&first_values);
                 let pass = Pass { slot, batch, tail, per_layer, first_values };
                 mixed.push(b.mixer.mix(be, b.input(x), &pass, caches)?);
             }

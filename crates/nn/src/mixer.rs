@@ -71,8 +71,15 @@ pub struct Pass<'a, B: Backend> {
     /// What tokens bring to each layer besides the embedding, `[t, layers * width]` of the rows that are needed of the
     /// result (gemma3n, gemma4).
     pub per_layer: Option<&'a B::Tensor>,
-    /// The values of the pass's first layer that keeps some for the others, `[t, dim]`; that layer puts them here (RWKV-7).
-    pub first_values: &'a RefCell<Option<B::Tensor>>,
+    /// Where the first layer of the pass puts its values, `[t, dim]`, for the others (RWKV-7).
+    pub first_values: Option<&'a RefCell<Option<B::Tensor>>>,
+}
+
+impl<'a, B: Backend> Pass<'a, B> {
+    /// All rows, and nothing besides.
+    pub fn new(slot: usize, batch: &'a Batch) -> Self {
+        Self { slot, batch, tail: None, per_layer: None, first_values: None }
+    }
 }
 
 /// The rows that are needed after the last layer with a state: of each span those from the first that has logits.

@@ -225,10 +225,10 @@ impl<B: Recurrent> TimeMix<B> {
     /// The values `v`, made from rows `x`: those of the first layer, or mixed with them.
     fn values(&self, be: &B, v: B::Tensor, x: &B::Tensor, pass: &Pass<'_, B>) -> Result<B::Tensor> {
         let Some(mix) = &self.value else {
-            pass.first_values.replace(Some(v.clone()));
+            pass.first_values.map(|first| first.replace(Some(v.clone())));
             return Ok(v);
         };
-        let Some(first) = pass.first_values.borrow().clone() else { return Ok(v) };
+        let Some(first) = pass.first_values.and_then(|first| first.borrow().clone()) else { return Ok(v) };
         let mix = mix.forward(be, x, Ok)?;
         let apart = be.add(be.scale(v.clone(), -1.0)?, &first)?;
         Ok(be.add(v, &be.gate(Activation::Sigmoid, mix, &apart)?)?)

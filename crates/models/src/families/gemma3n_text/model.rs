@@ -1,7 +1,5 @@
 //! Gemma 3n's decoder: streams of hidden states around attention, a learned residual and a sparse feed-forward layer.
 
-use std::cell::RefCell;
-
 use rillm_kvcache::{CacheKind, SequenceCache};
 use rillm_nn::{
     Attention, Bias, CausalLm, Embedding, Linear, Mixer, Mlp, MlpKind, MlpSpec, Norm, Pass, PerLayer,
@@ -96,8 +94,7 @@ impl<B: Backend> Layer<B> {
         caches: &mut [SequenceCache<B>],
     ) -> Result<Vec<B::Tensor>> {
         let predictions = self.altup.predict(be, streams)?;
-        let first_values = &RefCell::new(None);
-        let pass = Pass { slot: self.slot, batch, tail: None, per_layer: Some(per_layer), first_values };
+        let pass = Pass { per_layer: Some(per_layer), ..Pass::new(self.slot, batch) };
         let x = predictions[active].clone();
         let normed = self.attn_norm.forward(be, &x)?;
         let laurel = self.laurel.forward(be, &normed)?;
