@@ -14,6 +14,8 @@ use rillm::generate::{
     SharedSession, Want, Work, argmax, sampler,
 };
 use rillm::{LanguageModel, Loader};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 
 use lazy::{Call, Lazy};
 use support::{exact, feed, fresh, golden, goldens, greedy_reference, name, prompt, same, source, tokens};
@@ -108,6 +110,50 @@ fn a_chunk_beside_answers_is_computed_once() {
     assert_eq!(lazy.calls(), [Call::Host, Call::Submit, Call::Device, Call::Submit, Call::ReadIds]);
     batch.step().unwrap();
     assert_eq!(lazy.calls(), [Call::Device, Call::Submit, Call::ReadIds]);
+}
+
+/// Rows for fewer tokens than there are: ids that only the device knows can't be told apart, so nothing runs ahead.
+#[test]
+fn tokens_without_rows_for_each_layer_wait_for_the_host() {
+    for model in ["gemma4-shared", "gemma3n"] {
+        let (lazy, cut) = (Lazy::new(2), tempfile::tempdir().unwrap());
+        let vocab = fewer_rows(&golden(model), cut.path());
+        let lm = lazy.load(cut.path());
+        // All of them without a row.
+        let ids: Vec<u32> = (vocab..lm.info().vocab as u32).collect();
+        let mut g = Generator::new(lm.session(), Request::new(ids.clone()).max_tokens(12)).unwrap();
+        lazy.calls();
+        let picked = run(&mut g);
+        assert_eq!((picked.len(), lazy.calls().contains(&Call::Device)), (12, false), "{model}");
+        let mut s = exact(cut.path(), 2).session();
+        let (sequence, mut next) = (s.open(), ids);
+        for id in picked {
+            let logits = feed(&mut s, sequence, &next, Want::Last).unwrap();
+            next = vec![argmax(&logits).unwrap().0];
+            assert_eq!(next, [id], "{model}");
+        }
+    }
+}
+
+/// Copies a checkpoint whose per-layer table has 8 rows less than its vocabulary, and returns how many it has.
+fn fewer_rows(folder: &Path, to: &Path) -> u32 {
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
+    let vocab = config["vocab_size"].as_u64().unwrap() as usize - 8;
+    config["vocab_size_per_layer_input"] = vocab.into();
+    std::fs::write(to.join("config.json"), config.to_string()).unwrap();
+    let file = std::fs::read(folder.join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&file).unwrap();
+    let shorter = tensors.tensors().into_iter().map(|(name, tensor)| {
+        let (mut shape, mut data) = (tensor.shape().to_vec(), tensor.data());
+        if name.ends_with("embed_tokens_per_layer.weight") {
+            data = &data[..data.len() / shape[0] * vocab];
+            shape[0] = vocab;
+        }
+        (name, TensorView::new(tensor.dtype(), shape, data).unwrap())
+    });
+    safetensors::serialize_to_file(shorter, None, &to.join("model.safetensors")).unwrap();
+    vocab as u32
 }
 
 /// Layers of a golden checkpoint.

@@ -35,7 +35,8 @@ def dequantized(d):
         if k.endswith((".scales", ".biases")) and k.rsplit(".", 1)[0] + ".weight" in w:
             continue
         if p + ".scales" in w:
-            c = {**q, **q[p]} if isinstance(q.get(p), dict) else q
+            # What an entry leaves out is MLX's default, not that of the other matrices.
+            c = {"group_size": 64, "bits": 4, **q[p]} if isinstance(q.get(p), dict) else q
             s, b = w[p + ".scales"], w.get(p + ".biases")
             if b is not None:
                 s, b = s.astype(mx.float32), b.astype(mx.float32)

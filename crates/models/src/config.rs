@@ -79,6 +79,17 @@ impl<'a> Config<'a> {
         Ok(self.opt_count(key)?.unwrap_or(default))
     }
 
+    /// `n` times the number `key` (or `default`), rounded down.
+    ///
+    /// # Errors
+    /// No number above zero, or an absurdly large product.
+    pub fn multiple(&self, key: &str, default: f64, n: usize) -> Result<usize> {
+        match self.positive_or(key, default)? * n as f64 {
+            product if product <= MAX as f64 => Ok(product as usize),
+            _ => Err(self.unsupported(key, &format!("a width of at most {MAX}"))),
+        }
+    }
+
     /// A count of at least 1, if there is one.
     ///
     /// # Errors

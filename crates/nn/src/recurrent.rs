@@ -20,13 +20,17 @@ pub(crate) fn vector<B: Backend>(
     n: usize,
     of: impl Fn(f32) -> f32,
 ) -> Result<B::Tensor> {
-    let missing = || Error::MissingWeight { name: w.name(leaf) };
-    let values = match w.has_shape(leaf, &[n]) {
-        true => w.values(leaf, &[n])?,
-        false => w.opt_values(leaf, n)?.ok_or_else(missing)?,
-    };
-    let values: Vec<f32> = values.into_iter().map(of).collect();
+    let values: Vec<f32> = values(w, leaf, n)?.into_iter().map(of).collect();
     Ok(w.backend().upload(1, n, &values)?)
+}
+
+/// Parameter `leaf` of `n` values, stored as a vector, by head or with axes of length 1.
+pub(crate) fn values<B: Backend>(w: &Weights<'_, B>, leaf: &str, n: usize) -> Result<Vec<f32>> {
+    let missing = || Error::MissingWeight { name: w.name(leaf) };
+    match w.has_shape(leaf, &[n]) {
+        true => w.values(leaf, &[n]),
+        false => w.opt_values(leaf, n)?.ok_or_else(missing),
+    }
 }
 
 /// Decays `-exp(A_log)` from their logarithms.

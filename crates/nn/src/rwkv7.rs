@@ -6,10 +6,10 @@ use rillm_tensor_core::{Activation, Backend, Input, LinearAttention, Recurrent, 
 use smallvec::{SmallVec, smallvec};
 
 use crate::linear::Bias;
-use crate::recurrent::{STATE, constant, keep, needed, spans, vector};
-use crate::{Error, Linear, Mixer, Norm, NormKind, Pass, Result, Weights};
+use crate::recurrent::{STATE, constant, keep, needed, spans, values, vector};
+use crate::{Linear, Mixer, Norm, NormKind, Pass, Result, Weights};
 
-/// Added to the variance of a head of the result.
+/// Added to the variance of a head of the result, as in mlx-lm.
 const EPS: f32 = 64e-5;
 
 /// Added to the square of a key's length; mlx-lm takes a length of at least 1e-7.
@@ -41,17 +41,15 @@ pub struct ChannelMixSpec {
     pub hidden: usize,
 }
 
-/// `x + mu (before - x)` with the row before: a convolution of two taps.
+/// `before - x` with the row before: a convolution of two taps, the same for all channels.
 #[derive(Debug)]
-struct Shift<B: Backend> {
+struct Difference<B: Backend> {
     kernel: B::Tensor,
 }
 
-impl<B: Recurrent> Shift<B> {
-    fn load(w: &Weights<'_, B>, leaf: &str, dim: usize) -> Result<Self> {
-        let mut taps = values(w, leaf, dim)?;
-        taps.extend_from_within(..);
-        taps[dim..].iter_mut().for_each(|mu| *mu = 1.0 - *mu);
+impl<B: Recurrent> Difference<B> {
+    fn load(w: &Weights<'_, B>, dim: usize) -> Result<Self> {
+        let taps = [vec![1.0; dim], vec![-1.0; dim]].concat();
         Ok(Self { kernel: w.backend().upload(2, dim, &taps)? })
     }
 
@@ -66,6 +64,11 @@ impl<B: Recurrent> Shift<B> {
         let p = ShortConv { kernel: &self.kernel, bias: None, act: None };
         Ok(be.short_conv(x, &p, &spans(pass, caches, 0)?)?)
     }
+}
+
+/// `x + mu difference` with the `mu` of one reader.
+fn shifted<B: Backend>(be: &B, x: &B::Tensor, difference: &B::Tensor, mu: &B::Weight) -> Result<B::Tensor> {
+    Ok(be.add(be.scale_cols(difference.clone(), mu)?, x)?)
 }
 
 /// A product of two thin matrices, with a bias.
@@ -99,11 +102,6 @@ impl<B: Backend> LowRank<B> {
     fn bytes(&self, be: &B) -> usize {
         self.down.bytes(be) + self.up.bytes(be)
     }
-}
-
-/// Parameter `leaf` of `n` values, stored as a vector, by head or with axes of length 1.
-fn values<B: Backend>(w: &Weights<'_, B>, leaf: &str, n: usize) -> Result<Vec<f32>> {
-    w.opt_values(leaf, n)?.ok_or_else(|| Error::MissingWeight { name: w.name(leaf) })
 }
 
 /// What is done to keys: `k / |k|` of each head after a factor, and `k (1 + (rate - 1) mix)`.
@@ -178,7 +176,9 @@ impl<B: Recurrent> HeadOutput<B> {
 /// `r, k, v`, the decay, the rate and the gate, each from rows shifted in its own way.
 #[derive(Debug)]
 pub struct TimeMix<B: Recurrent> {
-    shifts: [Shift<B>; 6],
+    difference: Difference<B>,
+    /// Of `r`, `k`, `v`, the decay, the rate and the gate.
+    shifts: [B::Weight; 6],
     proj: [Linear<B>; 3],
     decay: LowRank<B>,
     rate: LowRank<B>,
@@ -199,11 +199,12 @@ impl<B: Recurrent> TimeMix<B> {
     pub fn load(w: &Weights<'_, B>, spec: TimeMixSpec) -> Result<Self> {
         let TimeMixSpec { dim, head_dim, .. } = spec;
         let low = |name, rank, bias| LowRank::load(w, name, [dim, rank], bias);
-        let shift = |leaf| Shift::load(w, leaf, dim);
+        let shift = |leaf| w.vector(leaf, &values(w, leaf, dim)?);
         let proj = |name| w.linear(name, dim, dim);
         Ok(Self {
             proj: [proj("r_proj")?, proj("k_proj")?, proj("v_proj")?],
             out_proj: proj("o_proj")?,
+            difference: Difference::load(w, dim)?,
             shifts: [
                 shift("x_r")?,
                 shift("x_k")?,
@@ -228,7 +229,11 @@ impl<B: Recurrent> TimeMix<B> {
             pass.first_values.map(|first| first.replace(Some(v.clone())));
             return Ok(v);
         };
-        let Some(first) = pass.first_values.and_then(|first| first.borrow().clone()) else { return Ok(v) };
+        let first = pass.first_values.and_then(|first| first.borrow().clone());
+        let first = first.ok_or_else(|| {
+            let (op, want) = ("values of the first layer", be.shape(&v));
+            rillm_tensor_core::Error::Shape { op, got: [0, 0], want }
+        })?;
         let mix = mix.forward(be, x, Ok)?;
         let apart = be.add(be.scale(v.clone(), -1.0)?, &first)?;
         Ok(be.add(v, &be.gate(Activation::Sigmoid, mix, &apart)?)?)
@@ -248,10 +253,9 @@ impl<B: Recurrent> Mixer<B> for TimeMix<B> {
         caches: &mut [SequenceCache<B>],
     ) -> Result<B::Tensor> {
         let x = x.rows(be)?;
-        let shifted = |i: usize| self.shifts[i].forward(be, &x, pass, caches);
-        let (xr, latest) = shifted(0)?;
-        let (xk, xv, xw) = (shifted(1)?.0, shifted(2)?.0, shifted(3)?.0);
-        let (xa, xg) = (shifted(4)?.0, shifted(5)?.0);
+        let (difference, latest) = self.difference.forward(be, &x, pass, caches)?;
+        let of = |i: usize| shifted(be, &x, &difference, &self.shifts[i]);
+        let (xr, xk, xv, xw, xa, xg) = (of(0)?, of(1)?, of(2)?, of(3)?, of(4)?, of(5)?);
         let [r_proj, k_proj, v_proj] = &self.proj;
         let r = r_proj.forward(be, Input::Rows(&xr), None)?;
         let k = k_proj.forward(be, Input::Rows(&xk), None)?;
@@ -280,7 +284,7 @@ impl<B: Recurrent> Mixer<B> for TimeMix<B> {
         let linear = self.proj.iter().chain([&self.out_proj]);
         low.map(|l| l.bytes(be)).sum::<usize>()
             + linear.map(|l| l.bytes(be)).sum::<usize>()
-            + self.shifts.iter().map(|s| be.tensor_bytes(&s.kernel)).sum::<usize>()
+            + self.shifts.iter().map(|mu| be.weight_bytes(mu)).sum::<usize>()
             + be.tensor_bytes(&self.out.bonus[0])
     }
 }
@@ -288,7 +292,8 @@ impl<B: Recurrent> Mixer<B> for TimeMix<B> {
 /// `value(relu(key(x))²)` of shifted rows.
 #[derive(Debug)]
 pub struct ChannelMix<B: Recurrent> {
-    shift: Shift<B>,
+    difference: Difference<B>,
+    shift: B::Weight,
     key: Linear<B>,
     value: Linear<B>,
 }
@@ -303,7 +308,8 @@ impl<B: Recurrent> ChannelMix<B> {
         Ok(Self {
             key: w.linear("key", hidden, dim)?,
             value: w.linear("value", dim, hidden)?,
-            shift: Shift::load(w, "x_k", dim)?,
+            difference: Difference::load(w, dim)?,
+            shift: w.vector("x_k", &values(w, "x_k", dim)?)?,
         })
     }
 }
@@ -320,9 +326,10 @@ impl<B: Recurrent> Mixer<B> for ChannelMix<B> {
         pass: &Pass<'_, B>,
         caches: &mut [SequenceCache<B>],
     ) -> Result<B::Tensor> {
-        let (x, latest) = self.shift.forward(be, &x.rows(be)?, pass, caches)?;
+        let x = x.rows(be)?;
+        let (difference, latest) = self.difference.forward(be, &x, pass, caches)?;
         keep(pass, caches, [latest])?;
-        let [x] = needed(be, pass, [x])?;
+        let [x] = needed(be, pass, [shifted(be, &x, &difference, &self.shift)?])?;
         Ok(be.activate(Activation::Relu2, self.key.forward(be, Input::Rows(&x), None)?)?)
     }
 
@@ -331,6 +338,6 @@ impl<B: Recurrent> Mixer<B> for ChannelMix<B> {
     }
 
     fn bytes(&self, be: &B) -> usize {
-        self.key.bytes(be) + self.value.bytes(be) + be.tensor_bytes(&self.shift.kernel)
+        self.key.bytes(be) + self.value.bytes(be) + be.weight_bytes(&self.shift)
     }
 }

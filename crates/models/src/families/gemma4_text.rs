@@ -33,7 +33,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         tied: true,
         context: 131_072,
         head_dim: Some(256),
-        rope_of: "sliding_attention",
+        rope_of: Some("sliding_attention"),
         ..DEFAULTS
     };
     let mut spec = follow(c, &defaults)?;

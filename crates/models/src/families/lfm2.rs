@@ -59,9 +59,6 @@ pub(super) fn decoder(c: &Config<'_>, dim: usize, mlp: impl Fn(usize) -> MixerSp
 }
 
 /// Width inside feed-forward layers: two thirds of what the file says, rounded up, unless that is turned off.
-/// Far above any model's width, far below what overflows.
-const MAX_HIDDEN: usize = 1 << 24;
-
 fn hidden(c: &Config<'_>) -> Result<usize> {
     let stated = c.count_or("block_ff_dim", c.count_or("intermediate_size", 12_288)?)?;
     if !c.flag("block_auto_adjust_ff_dim", true)? {
@@ -71,12 +68,8 @@ fn hidden(c: &Config<'_>) -> Result<usize> {
     if c.has("block_ffn_dim_multiplier") && c.get("block_ffn_dim_multiplier").is_none() {
         return Ok(reduced);
     }
-    let multiplied = (c.positive_or("block_ffn_dim_multiplier", 1.0)? * reduced as f64) as usize;
-    multiplied
-        .checked_next_multiple_of(c.count_or("block_multiple_of", 256)?)
-        .filter(|hidden| *hidden <= MAX_HIDDEN)
-        .map(|hidden| hidden.max(1))
-        .ok_or_else(|| c.unsupported("block_ffn_dim_multiplier", &format!("a width of at most {MAX_HIDDEN}")))
+    let multiplied = c.multiple("block_ffn_dim_multiplier", 1.0, reduced)?;
+    Ok(multiplied.next_multiple_of(c.count_or("block_multiple_of", 256)?).max(1))
 }
 
 pub(super) fn layout(_: &DecoderSpec, _: &dyn WeightSource) -> Layout {

@@ -21,8 +21,8 @@ pub(super) struct Defaults {
     pub kv_heads: Option<usize>,
     /// The part of each head that is rotated.
     pub part: f64,
-    /// Of which layers the rope is where the configuration has one for each kind.
-    pub rope_of: &'static str,
+    /// Of which layers the rope is where the configuration has one for each kind; `None`: of those without a window.
+    pub rope_of: Option<&'static str>,
     pub pairing: Pairing,
 }
 
@@ -34,7 +34,7 @@ pub(super) const DEFAULTS: Defaults = Defaults {
     head_dim: None,
     kv_heads: None,
     part: 1.0,
-    rope_of: "full_attention",
+    rope_of: None,
     pairing: Pairing::Halves,
 };
 
@@ -104,7 +104,7 @@ pub(super) fn attention(
     if heads % kv_heads != 0 {
         return Err(c.unsupported("num_key_value_heads", &format!("a divisor of {heads} heads")));
     }
-    let mut rope = c.partial_rope(head_dim, defaults.theta, defaults.part, Some(defaults.rope_of))?;
+    let mut rope = c.partial_rope(head_dim, defaults.theta, defaults.part, defaults.rope_of)?;
     rope.pairing = defaults.pairing;
     let context = match rope.scaling {
         RopeScaling::Dynamic { .. } => None,

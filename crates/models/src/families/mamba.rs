@@ -9,9 +9,6 @@ use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec,
 pub(super) const FAMILY: DecoderFamily =
     DecoderFamily { layout, ..DecoderFamily::new(&["mamba", "falcon_mamba"], spec) };
 
-/// Far above any model's width, far below what overflows.
-const MAX_INNER: f64 = 16_777_216.0;
-
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     c.only("hidden_act", "silu")?;
     let dim = c.count_or("hidden_size", 768)?;
@@ -20,13 +17,9 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     } else {
         MambaNorms::None
     };
-    let expanded = c.positive_or("expand", 2.0)? * dim as f64;
-    if expanded > MAX_INNER {
-        return Err(c.unsupported("expand", &format!("a width of at most {MAX_INNER}")));
-    }
     let mamba = MambaSpec {
         dim,
-        inner: c.count_or("intermediate_size", expanded as usize)?,
+        inner: c.count_or("intermediate_size", c.multiple("expand", 2.0, dim)?)?,
         state: c.count_or("state_size", 16)?,
         taps: c.count_or("conv_kernel", 4)?,
         dt_rank: dt_rank(c, "time_step_rank", dim)?,

@@ -14,7 +14,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let (heads, head_dim) = (c.count_or("num_heads", 128)?, c.count_or("head_dim", 64)?);
     let groups = c.count_or("n_groups", 8)?;
     divides(c, "n_groups", groups, heads)?;
-    if heads * head_dim != (c.positive_or("expand", 2.0)? * dim as f64) as usize {
+    if heads * head_dim != c.multiple("expand", 2.0, dim)? {
         return Err(c.unsupported("expand", "num_heads * head_dim / hidden_size"));
     }
     let eps = c.positive_or("layer_norm_epsilon", 1e-5)? as f32;
