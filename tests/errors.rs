@@ -243,6 +243,25 @@ fn configurations_without_sense() {
 }
 
 #[test]
+fn configurations_of_other_families_without_sense() {
+    let of = |name: &str, edits: Value, words| -> Case { (with_config(name, &edits), words) };
+    let other = json!({"sliding_attention": {"rope_type": "default", "rope_theta": 5e6}});
+    let endless = json!({"intermediate_size": null, "expand": 1e300});
+    all_refused(&[
+        of("lfm2-adjusted", json!({"block_ffn_dim_multiplier": 1e300}), &["block_ffn_dim_multiplier"]),
+        of("mamba", endless, &["expand", "1e"]),
+        of("mamba2", json!({"expand": 1e300}), &["expand"]),
+        of("ernie4-5-moe", json!({"moe_norm_min": 0.5}), &["moe_norm_min", "0.5"]),
+        of("llama", json!({"rope_parameters": other}), &["rope_parameters", "full_attention"]),
+        of("gemma3-linear", json!({"rope_parameters": other}), &["rope_parameters", "full_attention"]),
+        of("rwkv7", json!({"num_heads": 3}), &["num_heads", "3"]),
+        of("rwkv7", json!({"value_dim": [64, 32]}), &["value_dim", "32"]),
+        of("rwkv7", json!({"head_dim": 24}), &["head_dim"]),
+        of("rwkv7", json!({"hidden_act": "relu"}), &["hidden_act", "relu"]),
+    ]);
+}
+
+#[test]
 fn frequencies_without_sense() {
     let rope = |p: Value, words| -> Case { (with_config("llama", &json!({"rope_parameters": p})), words) };
     let long = |short: Value, long: Value| {

@@ -347,6 +347,10 @@ fn four_bit_floats() {
             assert_eq!(*x, value(r, c) * scales[r][c / 16] * factor);
         }
     }
+    for bad in [0.0, f32::NAN] {
+        let error = get(&weights(16), &nv(("m.weight_global_scale", "F32", vec![1], f32s(bad)))).unwrap_err();
+        assert!(error.to_string().contains("weight_global_scale"), "{error}");
+    }
     let mx = four_bits(
         ("m.weight_scale", "U8", vec![2, 1], vec![127, 130]),
         ("m.input_scale", "F32", vec![], f32s(1.0)),
