@@ -160,9 +160,8 @@ fn measure(case: Case, lm: &LanguageModel, repeat: usize) -> Result<[f64; 4]> {
         for tokens in prompt.chunks(512) {
             ahead -= tokens.len();
             match ahead {
-                0 => {
-                    session.step_greedy(&[Work { sequence, tokens, ahead, want: Want::Last }], &mut picked)?
-                }
+                0 => session
+                    .step_picking(&[Work { sequence, tokens, ahead, want: Want::Last }], &mut picked)?,
                 _ => session.step(&[Work { sequence, tokens, ahead, want: Want::Nothing }], &mut logits)?,
             }
         }
@@ -178,7 +177,7 @@ fn measure(case: Case, lm: &LanguageModel, repeat: usize) -> Result<[f64; 4]> {
             want: Want::Last,
         };
         let work: Vec<_> = sequences.iter().zip(&next).map(work).collect();
-        session.step_greedy(&work, &mut picked)?;
+        session.step_picking(&work, &mut picked)?;
         next.clone_from(&picked);
     }
     let rest = started.elapsed().as_secs_f64() - first;

@@ -14,7 +14,7 @@ use rillm::quant::RawTensor;
 use rillm::tensor::mlx::{Mlx, MlxDevice, MlxTensor, MlxWeight};
 use rillm::tensor::{
     Activation, AttnParams, AttnSpan, Backend, Batch, Experts, Ids, Input, Keys, Recurrent, Result, Rope,
-    Routing,
+    Routing, Sampling,
 };
 use rillm::{Loader, RandomShape};
 
@@ -200,6 +200,9 @@ impl Backend for Paced {
     fn argmax(&self, logits: &MlxTensor) -> Result<Option<MlxTensor>> {
         self.0.argmax(logits)
     }
+    fn sample(&self, logits: &MlxTensor, how: &Sampling, points: &[f32]) -> Result<Option<MlxTensor>> {
+        self.0.sample(logits, how, points)
+    }
     fn read_ids(&self, ids: &MlxTensor, out: &mut Vec<u32>) -> Result<()> {
         self.0.read_ids(ids, out)
     }
@@ -235,14 +238,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 let want = if ahead == 0 { Want::Last } else { Want::Nothing };
                 let work = [Work { sequence, tokens: chunk, ahead, want }];
                 match ahead {
-                    0 => s.step_greedy(&work, &mut picked)?,
+                    0 => s.step_picking(&work, &mut picked)?,
                     _ => s.step(&work, &mut Vec::new())?,
                 }
             }
             let first = started.elapsed().as_secs_f64();
             for _ in 0..tokens {
                 let last = picked.clone();
-                s.step_greedy(&[Work { sequence, tokens: &last, ahead: 0, want: Want::Last }], &mut picked)?;
+                s.step_picking(&[Work { sequence, tokens: &last, ahead: 0, want: Want::Last }], &mut picked)?;
             }
             let rest = started.elapsed().as_secs_f64() - first;
             rates = [prompt as f64 / first, tokens as f64 / rest];

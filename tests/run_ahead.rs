@@ -10,9 +10,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use rillm::generate::{
-    BatchGenerator, Error, Event, FinishReason, Generator, Request, Result, Rng, SamplerOptions, Session,
-    SharedSession, Want, Work, argmax, sampler,
+    BatchGenerator, Draw, Error, Event, FinishReason, Generator, Request, Result, Rng, SamplerOptions,
+    Session, SharedSession, Want, Work, argmax, sampler,
 };
+use rillm::tensor::Sampling;
 use rillm::{LanguageModel, Loader};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -39,7 +40,7 @@ fn run(generator: &mut Generator<SharedSession>) -> Vec<u32> {
 
 fn greedy(s: &mut impl Session, sequence: usize, tokens: &[u32]) -> Result<u32> {
     let mut picked = vec![7; 3];
-    s.step_greedy(&[Work { sequence, tokens, ahead: 0, want: Want::Last }], &mut picked)?;
+    s.step_picking(&[Work { sequence, tokens, ahead: 0, want: Want::Last }], &mut picked)?;
     assert_eq!(picked.len(), 1);
     Ok(picked[0])
 }
@@ -292,7 +293,7 @@ fn a_guess_about_a_closed_sequence_is_none_about_its_successor() {
         let (a, b) = (s.open(), s.open());
         let work = |tokens| Work { sequence: a, tokens, ahead: 0, want: Want::Last };
         let mut picked = Vec::new();
-        s.step_greedy(&[work(&ids), Work { sequence: b, ..work(&ids[..4]) }], &mut picked).unwrap();
+        s.step_picking(&[work(&ids), Work { sequence: b, ..work(&ids[..4]) }], &mut picked).unwrap();
         let token = picked[0];
         s.close(a);
         assert_eq!(s.open(), a);
@@ -321,7 +322,7 @@ fn sequences_of_different_frequencies_do_not_run_ahead() {
     let ids = tokens(100, s.vocab(), 1);
     let work = |sequence, tokens| Work { sequence, tokens, ahead: 0, want: Want::Last };
     lazy.calls();
-    s.step_greedy(&[work(long, &ids), work(short, &ids[..2])], &mut Vec::new()).unwrap();
+    s.step_picking(&[work(long, &ids), work(short, &ids[..2])], &mut Vec::new()).unwrap();
     assert_eq!(lazy.calls(), [Call::Host, Call::ReadIds, Call::Host, Call::ReadIds]);
 }
 
@@ -341,7 +342,11 @@ fn a_batch_of_three_says_what_each_says_alone() {
             let [a, b, c] = requests();
             [a, b.boxed_sampler(sampled(1)), c.logprobs(0)]
         };
-        for make in [&requests as &dyn Fn() -> [Request; 3], &mixed] {
+        let drawn = || {
+            let [a, b, c] = requests();
+            [a.boxed_sampler(sampled(4)), b.boxed_sampler(sampled(5)), c.boxed_sampler(sampled(6))]
+        };
+        for make in [&requests as &dyn Fn() -> [Request; 3], &mixed, &drawn] {
             let alone = make().map(|request| run(&mut Generator::new(cpu.session(), request).unwrap()));
             for (slots, chunk) in [(3, 512), (2, 512), (3, 5), (3, 1)] {
                 let mut batch = BatchGenerator::new(lm.session(), slots).prefill_chunk(chunk);
@@ -360,14 +365,15 @@ fn a_batch_of_three_says_what_each_says_alone() {
                 assert_eq!(lm.cache_bytes(), 0, "{model}");
             }
         }
-        lazy.calls();
-        let mut batch = BatchGenerator::new(lm.session(), 3);
-        requests().into_iter().for_each(|request| assert!(batch.add(request).is_ok()));
-        batch.step().unwrap();
-        lazy.calls();
-        batch.step().unwrap();
-        if model == "llama" {
-            assert_eq!(lazy.calls(), [Call::Device, Call::Submit, Call::ReadIds], "one for all three");
+        for make in [&requests as &dyn Fn() -> [Request; 3], &drawn] {
+            let mut batch = BatchGenerator::new(lm.session(), 3);
+            make().into_iter().for_each(|request| assert!(batch.add(request).is_ok()));
+            batch.step().unwrap();
+            lazy.calls();
+            batch.step().unwrap();
+            if model == "llama" {
+                assert_eq!(lazy.calls(), [Call::Device, Call::Submit, Call::ReadIds], "one for all three");
+            }
         }
     }
 }
@@ -379,6 +385,16 @@ struct Pair {
     open: Vec<usize>,
     /// What each sequence was last told to say.
     said: Vec<u32>,
+    /// How often it was drawn from.
+    draws: Vec<u64>,
+}
+
+/// How a step ends.
+#[derive(Clone, Copy)]
+enum End {
+    Logits,
+    Picks,
+    Draws(f32),
 }
 
 impl Pair {
@@ -392,26 +408,37 @@ impl Pair {
         let number = self.both(SharedSession::open);
         self.open.push(number);
         self.said.push(1);
+        self.draws.push(0);
     }
 
     /// Feeds these of the open sequences what they said, or else a few other tokens.
-    fn step(&mut self, which: &[usize], other: Option<&[u32]>, picks: bool) {
+    fn step(&mut self, which: &[usize], other: Option<&[u32]>, end: End) {
         let said: Vec<_> = which.iter().map(|i| [self.said[*i]]).collect();
         let numbers: Vec<_> = which.iter().map(|i| self.open[*i]).collect();
+        let want = |i: usize| match end {
+            End::Draws(temperature) => {
+                let how = Sampling { temperature, tempered: true, top_p: 0.9, min_p: 0.0, top_k: 20 };
+                Want::Draw(Draw { how, rng: Rng::new(i as u64), step: self.draws[i] })
+            }
+            _ => Want::Last,
+        };
+        let wants: Vec<_> = which.iter().map(|i| want(*i)).collect();
+        which.iter().for_each(|i| self.draws[*i] += 1);
         let tokens = self.both(|s| {
             let work: Vec<_> = numbers
                 .iter()
                 .zip(&said)
-                .map(|(sequence, said)| Work {
+                .zip(&wants)
+                .map(|((sequence, said), want)| Work {
                     sequence: *sequence,
                     tokens: other.unwrap_or(said),
                     ahead: 0,
-                    want: Want::Last,
+                    want: *want,
                 })
                 .collect();
-            if picks {
+            if !matches!(end, End::Logits) {
                 let mut tokens = Vec::new();
-                s.step_greedy(&work, &mut tokens).map(|()| tokens).map_err(|e| e.to_string())
+                s.step_picking(&work, &mut tokens).map(|()| tokens).map_err(|e| e.to_string())
             } else {
                 let (mut logits, vocab) = (Vec::new(), s.vocab());
                 let done = s.step(&work, &mut logits).map_err(|e| e.to_string());
@@ -444,18 +471,26 @@ fn whatever_comes_between_changes_nothing() {
         let folder = golden(model);
         let (lm, cpu) = (Lazy::new(1).load(&folder), exact(&folder, 1));
         let vocab = lm.info().vocab;
-        let mut pair = Pair { ahead: lm.session(), plain: cpu.session(), open: Vec::new(), said: Vec::new() };
+        let mut pair = Pair {
+            ahead: lm.session(),
+            plain: cpu.session(),
+            open: Vec::new(),
+            said: Vec::new(),
+            draws: Vec::new(),
+        };
         let rng = Rng::new(11);
         (0..3).for_each(|_| pair.open());
         for step in 0..300 {
             let draw = |n: u32, below: usize| (rng.uniform_f32(step, n) * below as f32) as usize;
             let some = [&[0][..], &[1], &[2], &[0, 1], &[1, 0], &[0, 1, 2], &[0, 1, 2]][draw(0, 7)];
             let ids = tokens(1 + draw(1, 6), vocab, step as usize);
-            match draw(2, 12) {
-                0..=5 => pair.step(some, None, true),
-                6 => pair.step(some, Some(&ids), true),
-                7 => pair.step(some, None, false),
-                8 => pair.step(some, Some(&ids), false),
+            match draw(2, 15) {
+                0..=5 => pair.step(some, None, End::Picks),
+                6 => pair.step(some, Some(&ids), End::Picks),
+                7 => pair.step(some, None, End::Logits),
+                8 => pair.step(some, Some(&ids), End::Logits),
+                12..=13 => pair.step(some, None, End::Draws(1.1)),
+                14 => pair.step(some, None, End::Draws(0.8)),
                 9 => {
                     let (i, back) = (draw(3, 3), draw(4, 5));
                     let sequence = pair.open[i];
@@ -478,7 +513,7 @@ fn whatever_comes_between_changes_nothing() {
                     // Full: an error on both sides.
                     let long = tokens(lm.info().context.min(300) + 1, vocab, 1);
                     if lm.info().context < 301 {
-                        pair.step(some, Some(&long), true);
+                        pair.step(some, Some(&long), End::Picks);
                     }
                 }
             }
@@ -593,11 +628,11 @@ fn broken_logits_fail_one_request_and_leave_sequences_as_they_were() {
     let (a, b) = (s.open(), s.open());
     let work = |sequence| Work { sequence, tokens: &[0, 1], ahead: 0, want: Want::Last };
     let mut picked = vec![9];
-    s.step_greedy(&[work(a)], &mut picked).unwrap();
+    s.step_picking(&[work(a)], &mut picked).unwrap();
     assert_eq!(picked, [2]);
-    assert!(matches!(s.step_greedy(&[work(a), work(b)], &mut picked), Err(Error::NanLogits { index: 0 })));
+    assert!(matches!(s.step_picking(&[work(a), work(b)], &mut picked), Err(Error::NanLogits { index: 0 })));
     assert_eq!(s.lens, [2, 0]);
-    s.step_greedy(&[], &mut picked).unwrap();
+    s.step_picking(&[], &mut picked).unwrap();
     assert!(picked.is_empty());
 
     let s = Scripted { lens: Vec::new(), broken };

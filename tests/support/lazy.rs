@@ -12,7 +12,7 @@ use rillm::quant::RawTensor;
 use rillm::tensor::cpu::{Cpu, Precision};
 use rillm::tensor::{
     Activation, AttnParams, AttnSpan, Backend, Batch, Error, Experts, Ids, Input, Keys, LinearAttention,
-    Recurrent, Result, RgLru, Rope, Routing, Rule, SelectiveScan, ShortConv, StateSpan, States,
+    Recurrent, Result, RgLru, Rope, Routing, Rule, Sampling, SelectiveScan, ShortConv, StateSpan, States,
 };
 use rillm::{LanguageModel, Loader};
 
@@ -247,6 +247,21 @@ impl Backend for Lazy {
         self.cpu.read(logits.rows(), &mut values)?;
         let ids = values.chunks_exact(vocab).map(|row| argmax(row).unwrap().0).collect();
         Ok(Some(Value::Ids(ids)))
+    }
+    fn sample(&self, logits: &Value, how: &Sampling, points: &[f32]) -> Result<Option<Value>> {
+        let (mut values, [_, vocab]) = (Vec::new(), self.shape(logits));
+        self.cpu.read(logits.rows(), &mut values)?;
+        let draw = |(row, point): (&[f32], &f32)| {
+            let masses = how.masses(row);
+            let mut left = f64::from(*point) * masses.iter().map(|m| m.1).sum::<f64>();
+            let reached = masses.iter().find(|m| {
+                left -= m.1;
+                left < 0.0
+            });
+            reached.unwrap().0 as u32
+        };
+        assert_eq!(points.len() * vocab, values.len());
+        Ok(Some(Value::Ids(values.chunks_exact(vocab).zip(points).map(draw).collect())))
     }
     fn read_ids(&self, ids: &Value, out: &mut Vec<u32>) -> Result<()> {
         self.note(Call::ReadIds)?;

@@ -113,7 +113,7 @@ impl<S: Session> BatchGenerator<S> {
             let sequence = self.session.open();
             self.running.push(Running { id, sequence, answer, produced: 0 });
         }
-        let (mut room, mut greedy) = (self.chunk, true);
+        let (mut room, mut may_pick) = (self.chunk, true);
         let mut work = Vec::with_capacity(self.running.len());
         for r in &mut self.running {
             // A decoding answer has one token to run; prompts share what room is left.
@@ -122,16 +122,16 @@ impl<S: Session> BatchGenerator<S> {
                 continue;
             }
             let sequence = r.sequence;
-            let (produced, picks) = (r.produced, r.answer.is_greedy());
+            let (produced, picks) = (r.produced, r.answer.want());
             if let Some((tokens, ahead)) = r.answer.next_work(chunk) {
                 room -= if produced > 0 { 0 } else { tokens.len() };
-                let want = if ahead == 0 { Want::Last } else { Want::Nothing };
-                greedy &= picks || want == Want::Nothing;
+                let want = if ahead == 0 { picks.unwrap_or(Want::Last) } else { Want::Nothing };
+                may_pick &= picks.is_some() || ahead > 0;
                 work.push(Work { sequence, tokens, ahead, want });
             }
         }
         self.logits.clear();
-        if !greedy || !let_pick(&mut self.session, &work, &mut self.picked)? {
+        if !may_pick || !let_pick(&mut self.session, &work, &mut self.picked)? {
             self.picked.clear();
             self.session.step(&work, &mut self.logits)?;
         }
@@ -148,11 +148,11 @@ impl<S: Session> BatchGenerator<S> {
         for &(sequence, tokens, want) in ran {
             let Some(r) = self.running.iter_mut().find(|r| r.sequence == sequence) else { continue };
             r.answer.ran(tokens);
-            if want != Want::Last {
+            if want == Want::Nothing {
                 continue;
             }
             let token = match (picked.next(), rows.next()) {
-                (Some(id), _) => Ok(r.answer.take(id, context, r.produced)),
+                (Some(id), _) => Ok(r.answer.take_picked(id, context, r.produced)),
                 (None, Some(row)) => r.answer.pick(row, context, r.produced),
                 (None, None) => continue,
             };
@@ -184,7 +184,7 @@ impl<S: Session> BatchGenerator<S> {
 
 /// Lets the session pick. Where logits of one answer are broken it does not say whose: false, and nothing has moved.
 fn let_pick(session: &mut impl Session, work: &[Work<'_>], picked: &mut Vec<u32>) -> Result<bool> {
-    match session.step_greedy(work, picked) {
+    match session.step_picking(work, picked) {
         Ok(()) => Ok(true),
         Err(Error::NanLogits { .. } | Error::NoCandidates { .. }) => Ok(false),
         Err(error) => Err(error),

@@ -37,7 +37,7 @@ enum Call {
     CommonPrefix(usize),
     Truncate(usize, usize),
     Step,
-    StepGreedy,
+    StepPicking,
 }
 
 /// What travels with a call and comes back with its answer.
@@ -90,7 +90,7 @@ impl Memory {
             }
             Call::Truncate(sequence, len) => session.truncate(sequence, len),
             Call::Step => session.step(&work(), &mut self.logits),
-            Call::StepGreedy => session.step_greedy(&work(), &mut self.picked),
+            Call::StepPicking => session.step_picking(&work(), &mut self.picked),
         };
         done.map(|()| 0)
     }
@@ -237,11 +237,11 @@ impl Session for EngineSession {
         answer.map(drop)
     }
 
-    fn step_greedy(&mut self, work: &[Work<'_>], tokens: &mut Vec<u32>) -> Result<()> {
+    fn step_picking(&mut self, work: &[Work<'_>], tokens: &mut Vec<u32>) -> Result<()> {
         let memory = self.memory.get_mut();
         memory.set(work);
         std::mem::swap(&mut memory.picked, tokens);
-        let answer = self.ask(Call::StepGreedy);
+        let answer = self.ask(Call::StepPicking);
         std::mem::swap(&mut self.memory.get_mut().picked, tokens);
         answer.map(drop)
     }

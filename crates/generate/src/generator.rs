@@ -137,15 +137,15 @@ impl<S: Session> Generator<S> {
 
     /// Runs what the session has not seen yet, in chunks. False if there is nothing to run: the answer is over.
     fn advance(&mut self) -> Result<bool> {
-        let greedy = self.answer.is_greedy();
+        let picks = self.answer.want();
         loop {
             let (session, logits) = (&mut self.session, &mut self.logits);
             let Some((tokens, ahead)) = self.answer.next_work(self.chunk) else { return Ok(false) };
-            let want = if ahead == 0 { Want::Last } else { Want::Nothing };
+            let want = if ahead == 0 { picks.unwrap_or(Want::Last) } else { Want::Nothing };
             let ran = tokens.len();
             let work = [Work { sequence: self.sequence, tokens, ahead, want }];
-            match want {
-                Want::Last if greedy => session.step_greedy(&work, &mut self.picked)?,
+            match picks {
+                Some(_) if ahead == 0 => session.step_picking(&work, &mut self.picked)?,
                 _ => session.step(&work, logits)?,
             }
             self.answer.ran(ran);
@@ -168,7 +168,7 @@ impl<S: Session> Generator<S> {
         }
         let (produced, context) = (self.timing.generated_tokens, self.session.context());
         let token = match self.picked.pop() {
-            Some(id) => self.answer.take(id, context, produced),
+            Some(id) => self.answer.take_picked(id, context, produced),
             None => self.answer.pick(&mut self.logits, context, produced)?,
         };
         if token.is_some() {

@@ -35,7 +35,7 @@ pub use processor::{
 pub use request::{CancelHandle, Request, Token};
 pub use rng::Rng;
 pub use sampler::{Chain, Greedy, Sampler, SamplerOptions, SamplerOrder, sampler};
-pub use session::{Session, SharedSession, Want, Work};
+pub use session::{Draw, Session, SharedSession, Want, Work};
 pub use stop::{EosTokenId, FinishReason, StopStrings, StopTokens};
 pub use text::{
     ChatTemplate, Detokenizer, GenerationPrompt, GgufVocab, Message, Special, TemplateOptions, Tokenizer,

@@ -6,6 +6,7 @@ use rillm_kvcache::{CacheKind, SequenceCache};
 use rillm_nn::CausalLm;
 use rillm_tensor_core::{Backend, Batch, Ids};
 
+use crate::session::Picker;
 use crate::{Error, Result, Session, Want, Work};
 use ahead::Ahead;
 
@@ -30,6 +31,8 @@ pub struct LocalSession<B: Backend> {
     ids: Vec<u32>,
     rows: Vec<usize>,
     part: Vec<f32>,
+    picker: Picker,
+    points: Vec<f32>,
 }
 
 /// What has been fed to a sequence.
@@ -73,6 +76,8 @@ impl<B: Backend> LocalSession<B> {
             ids: Vec::new(),
             rows: Vec::new(),
             part: Vec::new(),
+            picker: Picker::default(),
+            points: Vec::new(),
         }
     }
 
@@ -171,7 +176,7 @@ impl<B: Backend> LocalSession<B> {
             self.batch.push(w.sequence, start, w.tokens.len());
             match w.want {
                 Want::Nothing => {}
-                Want::Last => self.rows.push(self.ids.len() - 1),
+                Want::Last | Want::Draw(_) => self.rows.push(self.ids.len() - 1),
                 Want::All => self.rows.extend(at..self.ids.len()),
             }
         }
@@ -319,10 +324,10 @@ impl<B: Backend> Session for LocalSession<B> {
         done
     }
 
-    fn step_greedy(&mut self, work: &[Work<'_>], tokens: &mut Vec<u32>) -> Result<()> {
+    fn step_picking(&mut self, work: &[Work<'_>], tokens: &mut Vec<u32>) -> Result<()> {
         tokens.clear();
         self.check(work)?;
-        let done = self.try_greedy(work, tokens);
+        let done = self.try_picking(work, tokens);
         self.settle(work, done.is_ok());
         done
     }

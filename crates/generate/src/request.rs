@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::logprobs::TokenLogprobs;
 use crate::processor::LogitsProcessor;
 use crate::sampler::{Greedy, Sampler};
-use crate::{Error, FinishReason, Result, Session};
+use crate::{Error, FinishReason, Result, Session, Want};
 
 /// A prompt and how to continue it.
 pub struct Request {
@@ -186,10 +186,10 @@ impl Answer {
         Some((&self.history[self.fed..end], self.history.len() - end))
     }
 
-    /// Whether nothing but the likeliest token is wanted of the logits.
-    pub(crate) fn is_greedy(&self) -> bool {
+    /// What the session may pick, if nothing but a token is wanted of the logits.
+    pub(crate) fn want(&self) -> Option<Want> {
         let r = &self.request;
-        r.sampler.is_greedy() && r.processors.is_empty() && r.logprobs.is_none()
+        r.sampler.want().filter(|_| r.processors.is_empty() && r.logprobs.is_none())
     }
 
     /// Notes that the session ran `tokens` tokens.
@@ -220,8 +220,14 @@ impl Answer {
         Ok(self.take(id, context, produced).map(|token| Token { logprobs, ..token }))
     }
 
+    /// [`take`](Self::take) of what the session picked.
+    pub(crate) fn take_picked(&mut self, id: u32, context: usize, produced: usize) -> Option<Token> {
+        self.request.sampler.picked();
+        self.take(id, context, produced)
+    }
+
     /// Takes `id` for the next token, `None` at the end of the answer.
-    pub(crate) fn take(&mut self, id: u32, context: usize, produced: usize) -> Option<Token> {
+    fn take(&mut self, id: u32, context: usize, produced: usize) -> Option<Token> {
         if self.request.stop_tokens.contains(&id) {
             self.end(FinishReason::Stop);
             return None;

@@ -5,7 +5,8 @@
 
 use crate::candidates::{Candidates, Scores};
 use crate::vocabulary::{argmax, argmax_and_peaks, block, exp, sums_of};
-use crate::{Error, Result, Rng};
+use crate::{Draw, Error, Result, Rng, Want};
+use rillm_tensor_core::Sampling;
 use serde::{Deserialize, Serialize};
 
 /// Chooses the next token.
@@ -17,11 +18,14 @@ pub trait Sampler: Send {
     /// [`Error::NanLogits`] if a logit is NaN or +inf, [`Error::NoCandidates`] if there is none above `-inf`.
     fn sample(&mut self, logits: &mut [f32]) -> Result<u32>;
 
-    /// Whether it always takes the most probable token, the lowest id of equals, as [`Greedy`] does. Where nothing else
-    /// wants the logits, [`Session::step_greedy`](crate::Session::step_greedy) then picks in its place.
-    fn is_greedy(&self) -> bool {
-        false
+    /// What [`Session::step_picking`](crate::Session::step_picking) may pick in its place where nothing else wants the
+    /// logits; `None` if it has to see them itself.
+    fn want(&self) -> Option<Want> {
+        None
     }
+
+    /// Notes that a session picked in its place.
+    fn picked(&mut self) {}
 }
 
 /// Always takes the most probable token; the lowest id wins ties.
@@ -33,8 +37,9 @@ impl Sampler for Greedy {
         Ok(argmax(logits)?.0)
     }
 
-    fn is_greedy(&self) -> bool {
-        true
+    /// The most probable token.
+    fn want(&self) -> Option<Want> {
+        Some(Want::Last)
     }
 }
 
@@ -141,13 +146,15 @@ pub struct Chain {
     masses: Vec<f64>,
 }
 
-/// Draws of one step.
-const CHOICE: u32 = 0;
+/// The draw of a step that XTC has; [`Chain::CHOICE`] is the other.
 const XTC: u32 = 1;
 /// Tokens among which a nucleus is looked for first.
 const FEW: usize = 64;
 
 impl Chain {
+    /// The draw of a step that picks the token.
+    pub(crate) const CHOICE: u32 = 0;
+
     /// A chain at its first token.
     ///
     /// # Errors
@@ -239,10 +246,25 @@ impl Chain {
         list.retain(|(id, x)| *x <= cut || options.xtc_exempt.binary_search(id).is_ok());
     }
 
+    /// A chain that makes draws like `draw`.
+    pub(crate) fn plain(draw: &Draw) -> Self {
+        let (options, rng) = (SamplerOptions::default(), draw.rng);
+        Chain { options, rng, step: 0, candidates: Candidates::default(), masses: Vec::new() }
+    }
+
+    /// Makes `draw` from `logits: [vocab]`, whatever this chain drew before.
+    pub(crate) fn draw(&mut self, draw: &Draw, logits: &mut [f32]) -> Result<u32> {
+        let Sampling { temperature, tempered, top_p, min_p, top_k } = draw.how;
+        let order = if tempered { SamplerOrder::TemperatureFirst } else { SamplerOrder::MlxLm };
+        self.options = SamplerOptions { temperature, top_p, min_p, top_k, order, ..Default::default() };
+        (self.rng, self.step) = (draw.rng, draw.step);
+        self.sample(logits)
+    }
+
     /// Draws by inverting the cumulative distribution in the order of the ids. `max` is the best logit.
-    fn draw(&mut self, logits: &[f32], max: f32) -> u32 {
+    fn invert(&mut self, logits: &[f32], max: f32) -> u32 {
         let (order, temperature) = (self.options.order, self.options.temperature);
-        let point = self.rng.uniform_f64(self.step, CHOICE);
+        let point = self.rng.uniform_f64(self.step, Self::CHOICE);
         if !self.candidates.listed {
             // In either order the temperature divides what is left of the shifted logits.
             let weight = move |x| exp((x - max) / temperature);
@@ -285,9 +307,25 @@ impl Sampler for Chain {
             return Greedy.sample(logits);
         }
         let max = self.filter(logits)?;
-        let token = self.draw(logits, max);
+        let token = self.invert(logits, max);
         self.step += 1;
         Ok(token)
+    }
+
+    /// A draw, unless there is something that sessions don't know.
+    fn want(&self) -> Option<Want> {
+        let SamplerOptions { temperature, top_p, min_p, top_k, order, .. } = self.options;
+        if temperature == 0.0 {
+            return Greedy.want();
+        }
+        let tempered = order == SamplerOrder::TemperatureFirst;
+        let how = Sampling { temperature, tempered, top_p, min_p, top_k };
+        let is_known = self.options.xtc_probability == 0.0 && self.options.min_tokens_to_keep == 1;
+        is_known.then_some(Want::Draw(Draw { how, rng: self.rng, step: self.step }))
+    }
+
+    fn picked(&mut self) {
+        self.step += 1;
     }
 }
 

@@ -2,17 +2,43 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{Result, argmax};
+use rillm_tensor_core::Sampling;
 
-/// Which rows of a piece of work need logits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use crate::sampler::Chain;
+use crate::{Result, Rng, argmax};
+
+/// Which rows of a piece of work need logits, and which token [`Session::step_picking`] takes of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Want {
     /// None: a chunk of a prompt that is not its last.
     Nothing,
-    /// Those that follow the last token.
+    /// Those that follow the last token, or the most likely of them.
     Last,
-    /// Those that follow every token: scoring, verification.
+    /// Those that follow the last token, or a draw from them.
+    Draw(Draw),
+    /// Those that follow every token, or the most likely of each: scoring, verification.
     All,
+}
+
+impl Want {
+    /// What the step after this one will want if answers go on as they do.
+    pub(crate) fn next(self) -> Self {
+        match self {
+            Self::Draw(draw) => Self::Draw(Draw { step: draw.step + 1, ..draw }),
+            other => other,
+        }
+    }
+}
+
+/// One draw of an answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Draw {
+    /// What it is drawn from.
+    pub how: Sampling,
+    /// The answer's random numbers.
+    pub rng: Rng,
+    /// Which of the answer's draws this is.
+    pub step: u64,
 }
 
 /// Tokens for one sequence in one forward pass.
@@ -62,31 +88,59 @@ pub trait Session: Send {
     /// A context that is full, a token outside the vocabulary, a failing backend. The sequences are as before.
     fn step(&mut self, work: &[Work<'_>], logits: &mut Vec<f32>) -> Result<()>;
 
-    /// Like [`step`](Self::step), but picks the most likely token of each row of logits wanted, the first of equals,
-    /// and writes it to `tokens`.
+    /// Like [`step`](Self::step), but picks a token of each row of logits wanted and writes it to `tokens`: the most
+    /// likely, the first of equals, or what [`Want::Draw`] says.
     ///
-    /// A session may guess that the next call feeds each sequence the token that was picked for it, and start on that
-    /// before it returns. It takes the guess back when something else is asked: nothing but time tells.
+    /// A session may guess that the next call feeds each sequence the token that was picked for it, and wants the draw
+    /// after this one. It may start on that before it returns, and takes the guess back when something else is asked:
+    /// nothing but time tells.
     ///
     /// # Errors
     /// Those of [`step`](Self::step), and [`NanLogits`](crate::Error::NanLogits) or
     /// [`NoCandidates`](crate::Error::NoCandidates) if a row is no distribution. The sequences are as before. A device
     /// that picks itself does not look for NaN: it gives some token then.
-    fn step_greedy(&mut self, work: &[Work<'_>], tokens: &mut Vec<u32>) -> Result<()> {
+    fn step_picking(&mut self, work: &[Work<'_>], tokens: &mut Vec<u32>) -> Result<()> {
         let mut logits = Vec::new();
         tokens.clear();
         self.step(work, &mut logits)?;
-        let mut rows = logits.chunks_exact(self.vocab().max(1));
-        let picked = rows.try_for_each(|row| {
-            tokens.push(argmax(row)?.0);
-            Ok(())
-        });
+        let picked = Picker::default().pick(&mut logits, self.vocab(), work, tokens);
         if picked.is_err() {
             for w in work {
                 self.truncate(w.sequence, self.len(w.sequence).saturating_sub(w.tokens.len()))?;
             }
         }
         picked
+    }
+}
+
+/// Picks tokens on the host; memory is kept from step to step.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Picker(Option<Chain>);
+
+impl Picker {
+    /// A token for each of `rows` of `vocab` logits, which are those that `work` wants, appended to `tokens`.
+    pub(crate) fn pick(
+        &mut self,
+        rows: &mut [f32],
+        vocab: usize,
+        work: &[Work<'_>],
+        tokens: &mut Vec<u32>,
+    ) -> Result<()> {
+        let mut rows = rows.chunks_exact_mut(vocab.max(1));
+        for w in work {
+            let count = match w.want {
+                Want::Nothing => 0,
+                Want::Last | Want::Draw(_) => 1,
+                Want::All => w.tokens.len(),
+            };
+            for row in rows.by_ref().take(count) {
+                tokens.push(match w.want {
+                    Want::Draw(draw) => self.0.get_or_insert_with(|| Chain::plain(&draw)).draw(&draw, row)?,
+                    _ => argmax(row)?.0,
+                });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -121,8 +175,8 @@ impl<S: Session + ?Sized> Session for &mut S {
     fn step(&mut self, work: &[Work<'_>], logits: &mut Vec<f32>) -> Result<()> {
         (**self).step(work, logits)
     }
-    fn step_greedy(&mut self, work: &[Work<'_>], tokens: &mut Vec<u32>) -> Result<()> {
-        (**self).step_greedy(work, tokens)
+    fn step_picking(&mut self, work: &[Work<'_>], tokens: &mut Vec<u32>) -> Result<()> {
+        (**self).step_picking(work, tokens)
     }
 }
 
@@ -179,7 +233,7 @@ impl Session for SharedSession {
     fn step(&mut self, work: &[Work<'_>], logits: &mut Vec<f32>) -> Result<()> {
         self.lock().step(work, logits)
     }
-    fn step_greedy(&mut self, work: &[Work<'_>], tokens: &mut Vec<u32>) -> Result<()> {
-        self.lock().step_greedy(work, tokens)
+    fn step_picking(&mut self, work: &[Work<'_>], tokens: &mut Vec<u32>) -> Result<()> {
+        self.lock().step_picking(work, tokens)
     }
 }

@@ -119,7 +119,7 @@ fn everything_happens_on_one_thread_which_ends_with_the_handle() {
         assert_eq!(logits.as_ptr(), memory, "the caller's memory went there and back");
     }
     let mut picked = Vec::new();
-    s.step_greedy(&[work(a, &[1, 2]), work(b, &[7])], &mut picked).unwrap();
+    s.step_picking(&[work(a, &[1, 2]), work(b, &[7])], &mut picked).unwrap();
     assert_eq!(picked, [3, 8]);
     assert_eq!((s.len(a), s.len(b), s.cache_bytes()), (8, 4, 2));
     assert_eq!((s.common_prefix(a, &[1, 1, 2]), s.common_prefix(a, &[])), (2, 0));
@@ -168,11 +168,11 @@ fn a_panic_is_an_error_now_and_later() {
     let a = s.open();
     let work = [Work { sequence: a, tokens: &[BOMB], ahead: 0, want: Want::Last }];
     let (mut logits, mut picked) = (Vec::new(), Vec::new());
-    is_thirteen(s.step_greedy(&work, &mut picked));
+    is_thirteen(s.step_picking(&work, &mut picked));
     assert_eq!((dropped.load(Ordering::SeqCst), threads()), (1, 0), "it is gone at once");
     for _ in 0..2 {
         is_thirteen(s.step(&work, &mut logits));
-        is_thirteen(s.step_greedy(&work, &mut picked));
+        is_thirteen(s.step_picking(&work, &mut picked));
         is_thirteen(s.truncate(a, 0));
         s.close(a);
         assert_eq!((s.vocab(), s.context()), (20, 100), "what never changes is known");

@@ -4,14 +4,14 @@ use std::fmt::Debug;
 
 use rillm_quant::RawTensor;
 
-use crate::{Activation, AttnParams, AttnSpan, Batch, Error, Keys, Result, Rope};
+use crate::{Activation, AttnParams, AttnSpan, Batch, Error, Keys, Result, Rope, Sampling};
 
 /// Token ids to embed: known to the host, or sampled on the device and not yet read.
 #[derive(Debug)]
 pub enum Ids<'a, B: Backend> {
     /// Ids in host memory, one a row.
     Host(&'a [u32]),
-    /// A result of [`Backend::argmax`].
+    /// A result of [`Backend::argmax`] or [`Backend::sample`].
     Device(&'a B::Tensor),
 }
 
@@ -209,7 +209,18 @@ pub trait Backend: Clone + Debug + Send + Sized + 'static {
     fn argmax(&self, _logits: &Self::Tensor) -> Result<Option<Self::Tensor>> {
         Ok(None)
     }
-    /// Appends the ids of a result of [`argmax`](Self::argmax), waiting for them if need be.
+    /// Draws a token from each row of `logits: [t, vocab]`: the first at which [`Sampling::masses`], added up in the
+    /// order of ids, exceed `points[row]` (of `[0, 1)`) of their sum. Left on the device as those of
+    /// [`argmax`](Self::argmax) are; `None` if the backend prefers the host to draw.
+    fn sample(
+        &self,
+        _logits: &Self::Tensor,
+        _how: &Sampling,
+        _points: &[f32],
+    ) -> Result<Option<Self::Tensor>> {
+        Ok(None)
+    }
+    /// Appends the ids of a result of [`argmax`](Self::argmax) or [`sample`](Self::sample), waiting for them if need be.
     fn read_ids(&self, _ids: &Self::Tensor, _out: &mut Vec<u32>) -> Result<()> {
         Err(Error::NoDeviceIds)
     }

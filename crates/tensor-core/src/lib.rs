@@ -12,9 +12,11 @@ mod experts;
 pub mod mlx;
 mod params;
 mod recurrent;
+mod sampling;
 
 pub use backend::{Backend, Ids, Input};
 pub use error::{Error, Result};
 pub use experts::{Experts, FullBackend, GroupScore, Groups, Routing, Score, Weigh};
 pub use params::{Activation, AttnParams, AttnSpan, Batch, Keys, KvLayout, Pairing, Rope, Span};
 pub use recurrent::{LinearAttention, Recurrent, RgLru, Rule, SelectiveScan, ShortConv, StateSpan, States};
+pub use sampling::Sampling;

@@ -12,7 +12,7 @@ use rillm_quant::{FloatType, Format, RawTensor};
 use rillm_tensor_core::cpu::{Cpu, Precision};
 use rillm_tensor_core::{
     Activation, AttnParams, AttnSpan, Backend, Batch, Error, Experts, Ids, Input, Keys, KvLayout, Pairing,
-    Rope,
+    Rope, Sampling,
 };
 
 /// How far results may be from `f64`, in parts of the magnitudes that enter them.
@@ -60,6 +60,7 @@ fn conformance<B: Experts>(be: &B, tol: Tolerance) {
     projections(be, random, tol);
     rotated_keys(be, random, tol);
     sampled(be, random);
+    drawn(be, random);
     experts::experts(be, random, tol);
     wrong_shapes(be, random);
     wrong_buffers(be, random);
@@ -480,6 +481,53 @@ fn sampled<B: Backend>(be: &B, random: &mut Random) {
             x.chunks(d).flat_map(|row| table[likeliest(row) * 3..][..3].to_vec()).collect();
         assert_eq!(values(be, &be.embed(&packed, Ids::Device(&ids)).unwrap()), wanted);
     }
+}
+
+/// Tokens drawn on the device, where the backend does that: within rounding of where the definition puts the point.
+fn drawn<B: Backend>(be: &B, random: &mut Random) {
+    let (t, d) = (9, 701);
+    // Few different values, so that filters meet equal ones.
+    let x: Vec<f32> = random.values(t * d, 4.0).iter().map(|x| (x * 8.0).round() / 8.0).collect();
+    let mut points: Vec<f32> = random.values(t, 0.5).iter().map(|x| x.abs().min(0.49) * 2.0).collect();
+    (points[0], points[1]) = (0.0, 1.0 - f32::EPSILON / 2.0);
+    let table: Vec<f32> = (0..d).map(|i| i as f32).collect();
+    let table = be.prepare(&[RawTensor::from_f32(vec![d, 1], &table).unwrap()]).unwrap();
+    let off = Sampling { temperature: 1.0, tempered: false, top_p: 0.0, min_p: 0.0, top_k: 0 };
+    for tempered in [false, true] {
+        for how in [
+            off,
+            Sampling { temperature: 0.3, ..off },
+            Sampling { top_k: 1, ..off },
+            Sampling { top_k: 40, temperature: 1.7, ..off },
+            Sampling { top_p: 0.9, ..off },
+            Sampling { top_p: 1e-6, ..off },
+            Sampling { min_p: 0.1, temperature: 0.7, ..off },
+            Sampling { top_p: 0.8, min_p: 0.02, top_k: 50, temperature: 0.7, ..off },
+            Sampling { top_p: 0.95, top_k: 5, temperature: 2.0, ..off },
+            Sampling { top_k: d + 1, top_p: 1.0, ..off },
+        ] {
+            let how = Sampling { tempered, ..how };
+            let Some(ids) = be.sample(&tensor(be, &x, d), &how, &points).unwrap() else { return };
+            let mut picked = Vec::new();
+            be.read_ids(&ids, &mut picked).unwrap();
+            let [embedded, wanted] = [Ids::Device(&ids), Ids::Host(&picked)]
+                .map(|ids| values(be, &be.embed(&table, ids).unwrap()));
+            assert_eq!(embedded, wanted);
+            for (i, row) in x.chunks(d).enumerate() {
+                let masses = how.masses(row);
+                let total: f64 = masses.iter().map(|m| m.1).sum();
+                let id = picked[i] as usize;
+                let at = masses.iter().position(|m| m.0 == id);
+                let at = at.unwrap_or_else(|| panic!("{how:?}: {id} was not to be left"));
+                let below: f64 = masses[..at].iter().map(|m| m.1).sum();
+                let part = (below / total, (below + masses[at].1) / total);
+                let point = f64::from(points[i]);
+                assert!(part.0 - 1e-5 <= point && point <= part.1 + 1e-5, "{how:?}: {point} in {part:?}");
+            }
+        }
+    }
+    let error = be.sample(&tensor(be, &x, d), &off, &points[1..]).unwrap_err();
+    assert!(matches!(error, Error::Shape { .. }), "{error}");
 }
 
 /// Operands that do not fit give [`Error::Shape`].

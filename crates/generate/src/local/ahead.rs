@@ -1,6 +1,6 @@
-//! Greedy decoding that runs ahead: while the host reads a token, the device already computes what follows it.
+//! Decoding that runs ahead: while the host reads a token, the device already computes what follows it.
 //!
-//! Only where the backend picks on the device. What one sequence said last is the input of its next pass without
+//! Only where the backend picks on the device, the likeliest or a draw. What one sequence said last is the input of its next pass without
 //! having been read, so the device never waits for the host. A pass that runs ahead is a guess about what will be
 //! asked next; a wrong one is taken back, and nobody sees that it was.
 
@@ -8,13 +8,14 @@ use rillm_nn::Error as ModelError;
 use rillm_tensor_core::{Backend, Ids};
 
 use super::LocalSession;
-use crate::{Result, Session, Want, Work, argmax};
+use crate::sampler::Chain;
+use crate::{Result, Session, Want, Work};
 
 /// A pass under way: its caches have one row more than the session's tokens.
 #[derive(Debug)]
 pub(super) struct Ahead<B: Backend> {
-    /// Each sequence and the token it was fed.
-    fed: Vec<(usize, u32)>,
+    /// Each sequence, the token it was fed, and what is picked after that.
+    fed: Vec<(usize, u32, Want)>,
     /// What follows these, on the device.
     picked: B::Tensor,
 }
@@ -22,16 +23,16 @@ pub(super) struct Ahead<B: Backend> {
 impl<B: Backend> Ahead<B> {
     /// Whether `work` is this pass.
     fn is(&self, work: &[Work<'_>]) -> bool {
-        let same = |(w, fed): (&Work<'_>, &(usize, u32))| {
-            w.sequence == fed.0 && w.tokens == [fed.1] && w.ahead == 0 && w.want == Want::Last
+        let same = |(w, fed): (&Work<'_>, &(usize, u32, Want))| {
+            w.sequence == fed.0 && w.tokens == [fed.1] && w.ahead == 0 && w.want == fed.2
         };
         work.len() == self.fed.len() && work.iter().zip(&self.fed).all(same)
     }
 }
 
 impl<B: Backend> LocalSession<B> {
-    /// [`Session::step_greedy`], but for the tokens of the session.
-    pub(super) fn try_greedy(&mut self, work: &[Work<'_>], tokens: &mut Vec<u32>) -> Result<()> {
+    /// [`Session::step_picking`], but for the tokens of the session.
+    pub(super) fn try_picking(&mut self, work: &[Work<'_>], tokens: &mut Vec<u32>) -> Result<()> {
         if let Some(i) = self.ahead.iter().position(|ahead| ahead.is(work)) {
             let Ahead { fed, picked } = self.ahead.swap_remove(i);
             return self.read_picked(work, picked, fed, tokens);
@@ -41,7 +42,7 @@ impl<B: Backend> LocalSession<B> {
         let pieces = self.pieces(work);
         for part in work.chunks(pieces) {
             let Some(logits) = self.run(part)? else { continue };
-            match self.backend.argmax(&logits).map_err(ModelError::from)? {
+            match self.pick(part.iter().map(|w| w.want), &logits)? {
                 Some(picked) if pieces == work.len() => {
                     // Before what runs ahead is recorded: the device need not wait for that.
                     self.backend.submit(&[&picked]).map_err(ModelError::from)?;
@@ -50,9 +51,7 @@ impl<B: Backend> LocalSession<B> {
                 Some(picked) => self.backend.read_ids(&picked, tokens).map_err(ModelError::from)?,
                 None => {
                     self.read(&logits)?;
-                    for row in self.part.chunks_exact(self.model.vocab().max(1)) {
-                        tokens.push(argmax(row)?.0);
-                    }
+                    self.picker.pick(&mut self.part, self.model.vocab(), part, tokens)?;
                 }
             }
         }
@@ -64,14 +63,14 @@ impl<B: Backend> LocalSession<B> {
         &mut self,
         work: &[Work<'_>],
         picked: B::Tensor,
-        mut fed: Vec<(usize, u32)>,
+        mut fed: Vec<(usize, u32, Want)>,
         tokens: &mut Vec<u32>,
     ) -> Result<()> {
         let next = self.run_ahead(work, &picked);
         self.backend.read_ids(&picked, tokens).map_err(ModelError::from)?;
         if let Some(picked) = next {
             fed.clear();
-            fed.extend(work.iter().map(|w| w.sequence).zip(tokens.iter().copied()));
+            fed.extend(work.iter().zip(&*tokens).map(|(w, token)| (w.sequence, *token, w.want.next())));
             self.ahead.push(Ahead { fed, picked });
         }
         Ok(())
@@ -85,7 +84,8 @@ impl<B: Backend> LocalSession<B> {
             let sequence = self.sequence(w.sequence).ok()?;
             let len = sequence.tokens.len() + w.tokens.len() + 1;
             let same_rope = self.model.rope_set(len) == sequence.rope_set;
-            if len > self.context || !same_rope || w.ahead > 0 || w.want != Want::Last {
+            let picks_one = matches!(w.want, Want::Last | Want::Draw(_));
+            if len > self.context || !same_rope || w.ahead > 0 || !picks_one {
                 return None;
             }
             longest = longest.max(len);
@@ -96,29 +96,55 @@ impl<B: Backend> LocalSession<B> {
         }
         self.rows.clear();
         self.rows.extend(0..work.len());
-        let next = self.forward_ahead(picked);
+        let next = self.forward_ahead(work, picked);
         if !matches!(next, Ok(Some(_))) {
             work.iter().for_each(|w| self.restore(w.sequence, w.tokens.len()));
         }
         next.ok().flatten()
     }
 
-    /// Runs `self.batch` on what was picked, without waiting. Returns what it picks.
-    fn forward_ahead(&mut self, picked: &B::Tensor) -> Result<Option<B::Tensor>> {
+    /// Runs `self.batch` on what was picked for `work`, without waiting. Returns what it picks.
+    fn forward_ahead(&mut self, work: &[Work<'_>], picked: &B::Tensor) -> Result<Option<B::Tensor>> {
         let (be, ids) = (&self.backend, Ids::Device(picked));
         let logits = self.model.forward(be, ids, &self.batch, &mut self.caches, &self.rows)?;
         let Some(logits) = logits else { return Ok(None) };
-        let next = be.argmax(&logits).map_err(ModelError::from)?;
+        let next = self.pick(work.iter().map(|w| w.want.next()), &logits)?;
         if let Some(next) = &next {
-            be.submit(&[next]).map_err(ModelError::from)?;
+            self.backend.submit(&[next]).map_err(ModelError::from)?;
         }
         Ok(next)
+    }
+
+    /// Picks on the device what `wants` say of `logits`. `None` if the backend doesn't, or if they differ in more than
+    /// the draw.
+    fn pick(&mut self, wants: impl Iterator<Item = Want>, logits: &B::Tensor) -> Result<Option<B::Tensor>> {
+        let mut how = None;
+        let mut alike = true;
+        self.points.clear();
+        for want in wants.filter(|want| *want != Want::Nothing) {
+            let sampling = match want {
+                Want::Draw(draw) => {
+                    // Rounded towards 0: a point of 1 has nothing above it.
+                    let point = draw.rng.uniform_f64(draw.step, Chain::CHOICE) * f64::from(1 << 24);
+                    self.points.push(point.floor() as f32 / (1 << 24) as f32);
+                    Some(draw.how)
+                }
+                _ => None,
+            };
+            alike &= *how.get_or_insert(sampling) == sampling;
+        }
+        let picked = match how {
+            _ if !alike => Ok(None),
+            Some(Some(how)) => self.backend.sample(logits, &how, &self.points),
+            _ => self.backend.argmax(logits),
+        };
+        Ok(picked.map_err(ModelError::from)?)
     }
 
     /// Takes back the passes that ran ahead with any sequence of which `of` is true.
     pub(super) fn take_back(&mut self, of: impl Fn(usize) -> bool) {
         while let Some(i) = self.ahead.iter().position(|ahead| ahead.fed.iter().any(|fed| of(fed.0))) {
-            for (sequence, _) in self.ahead.swap_remove(i).fed {
+            for (sequence, ..) in self.ahead.swap_remove(i).fed {
                 self.restore(sequence, 0);
             }
         }

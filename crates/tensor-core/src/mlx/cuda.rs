@@ -203,6 +203,8 @@ pub(super) struct Matvec {
     pub inp: usize,
     pub out: usize,
     pub rows: usize,
+    /// Rows that each meet the matrix of an expert of theirs; 0 if there is but one matrix.
+    pub pairs: usize,
     pub prologue: Prologue,
     /// Of the norm, the bits of an `f32`.
     pub eps: u32,
@@ -347,7 +349,8 @@ impl Matvec {
             (c"EPS", Constant::Int(self.eps as i32)),
             (c"BIAS", Constant::Bool(self.bias)),
             (c"RESIDUAL", Constant::Bool(self.residual)),
-            (c"EXPERTS", Constant::Int(0)),
+            // An input for each, or none.
+            (c"EXPERTS", Constant::Int(if self.pairs > 0 { 2 } else { 0 })),
             (c"STEPS", int(steps)?),
             (c"WK", int(wk)?),
             (c"WR", int(wr)?),
@@ -366,7 +369,10 @@ impl Matvec {
                 false => constants.push((name, Constant::Null("T"))),
             }
         }
-        constants.push((c"experts", Constant::Null("unsigned int")));
+        match self.pairs {
+            0 => constants.push((c"experts", Constant::Null("unsigned int"))),
+            _ => inputs.push(c"experts"),
+        }
         Launch::new(&Call {
             name: c"matvec",
             inputs: &inputs,
@@ -374,8 +380,8 @@ impl Matvec {
             body,
             shared_memory: self.shared_memory(steps, wk, wr),
             threads: 32 * wk * wr,
-            blocks: [blocks, 1],
-            out: &[(c"out", [dim(self.rows)?, dim(self.out)?], self.dtype)],
+            blocks: [blocks, self.pairs.max(1)],
+            out: &[(c"out", [dim(self.rows * self.pairs.max(1))?, dim(self.out)?], self.dtype)],
             constants: &constants,
         })
     }

@@ -207,15 +207,18 @@ impl Experts for Mlx {
         let op = "linear_experts";
         let (experts, matrices) = w.stacked(op)?;
         let [out, inp] = dims(matrices);
-        let x = x.rows(self)?;
-        let [t, cols] = x.shape();
-        if [t, cols] != [routes.pairs(), inp] {
-            return Err(shape(op, [t, cols], [routes.pairs(), inp]));
-        }
         let bias = bias.map(|b| b.vectors(op)).transpose()?;
         let fits = bias.is_none_or(|b| [b.dim(0) as usize, b.dim(1) as usize] == [experts, out]);
         if experts != routes.count || !fits {
             return Err(shape(op, [experts, out], [routes.count, out]));
+        }
+        if let Some(y) = self.fused_experts(&x, matrices, bias, &routes.experts)? {
+            return Ok(y);
+        }
+        let x = x.rows(self)?;
+        let [t, cols] = x.shape();
+        if [t, cols] != [routes.pairs(), inp] {
+            return Err(shape(op, [t, cols], [routes.pairs(), inp]));
         }
         let (rows, width) = (dim(t)?, dim(out)?);
         if t == 0 {

@@ -8,12 +8,14 @@ use mlx_rs::{Array, Dtype};
 
 use super::cuda::{Attend, Matvec, Prologue};
 use super::tensor::{Asked, Buffer, Columns, Turn, Written};
-use super::weight::{MlxWeight, dims};
+use super::weight::{Matrix, MlxWeight, dims};
 use super::{Mlx, MlxTensor};
 use crate::{Activation, AttnParams, AttnSpan, Batch, Input, Pairing, Result, Rope};
 
 /// Rows that a fused product takes at most.
 const ROWS: usize = 8;
+/// Pairs of a row and an expert that a fused product takes at most.
+const PAIRS: usize = 64;
 
 impl Mlx {
     /// Whether our kernels run here.
@@ -29,6 +31,30 @@ impl Mlx {
         bias: Option<&MlxWeight>,
         residual: Option<&MlxTensor>,
     ) -> Result<Option<MlxTensor>> {
+        let bias = bias.map(|b| b.vector("linear bias")).transpose()?;
+        self.fused_product(input, w.matrices("linear")?, bias, residual, None)
+    }
+
+    /// [`Experts::linear_experts`](crate::Experts::linear_experts) in one kernel. `experts: [pairs]`; `bias` has a row for
+    /// each expert.
+    pub(super) fn fused_experts(
+        &self,
+        input: &Input<'_, Self>,
+        matrices: &[Matrix],
+        bias: Option<&Array>,
+        experts: &Array,
+    ) -> Result<Option<MlxTensor>> {
+        self.fused_product(input, matrices, bias, None, Some(experts))
+    }
+
+    fn fused_product(
+        &self,
+        input: &Input<'_, Self>,
+        matrices: &[Matrix],
+        bias: Option<&Array>,
+        residual: Option<&MlxTensor>,
+        experts: Option<&Array>,
+    ) -> Result<Option<MlxTensor>> {
         let (x, prologue, norm) = match *input {
             Input::Rows(x) => (x, Prologue::Plain, None),
             Input::RmsNorm { x, w, eps } => (x, Prologue::RmsNorm, Some((w, eps))),
@@ -37,26 +63,25 @@ impl Mlx {
             _ => return Ok(None),
         };
         let [rows, cols] = x.shape();
-        if !self.fuses() || rows == 0 || rows > ROWS {
+        if !self.fuses() || rows == 0 || rows > if experts.is_some() { PAIRS } else { ROWS } {
             return Ok(None);
         }
-        let [matrix] = w.matrices("linear")? else { return Ok(None) };
+        let [matrix] = matrices else { return Ok(None) };
         let Some(stored) = matrix.for_kernels(self.dtype()) else { return Ok(None) };
-        let ([out, inp], halved) =
-            (dims(w.matrices("linear")?), norm.is_none() && prologue != Prologue::Plain);
+        let ([out, inp], halved) = (dims(matrices), norm.is_none() && prologue != Prologue::Plain);
         let gain = norm.map(|(w, _)| w.vector("rms_norm")).transpose()?;
-        let bias = bias.map(|b| b.vector("linear bias")).transpose()?;
         // The kernels read 16 bytes at a time, and columns of a row may start anywhere.
         let whole = |x: &MlxTensor| x.made().is_some_and(|x| x.dtype() == self.dtype());
         let narrow = |x: &&Array| x.dtype() == self.dtype();
         // What does not fit is the plain operations' to refuse.
         let fits = whole(x)
+            && experts.is_none_or(|e| e.size() == rows)
             && residual.is_none_or(whole)
             && gain.iter().all(narrow)
             && bias.iter().all(narrow)
             && cols == if halved { 2 * inp } else { inp }
             && gain.is_none_or(|g| g.size() == inp)
-            && bias.is_none_or(|b| b.size() == out)
+            && bias.is_none_or(|b| b.shape().last() == Some(&(out as i32)))
             && residual.is_none_or(|h| h.shape() == [rows, out]);
         let what = Matvec {
             dtype: self.dtype(),
@@ -64,7 +89,8 @@ impl Mlx {
             group: stored.group,
             inp,
             out,
-            rows,
+            rows: if experts.is_some() { 1 } else { rows },
+            pairs: experts.map_or(0, Array::size),
             prologue,
             eps: norm.map_or(0.0, |(_, eps)| eps).to_bits(),
             bias: bias.is_some(),
@@ -73,7 +99,8 @@ impl Mlx {
         let Some(x) = x.made().filter(|_| fits && what.is_possible()) else { return Ok(None) };
         let residual = residual.and_then(MlxTensor::made);
         let inputs =
-            [Some(x), Some(stored.codes), stored.scales, stored.biases, gain, bias, residual].into_iter();
+            [Some(x), Some(stored.codes), stored.scales, stored.biases, gain, bias, residual, experts]
+                .into_iter();
         let y = self.0.kernels.matvec(what, inputs.flatten())?;
         Ok(Some(MlxTensor::shaped(y, [rows, out])))
     }

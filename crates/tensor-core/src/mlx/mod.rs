@@ -14,6 +14,7 @@ mod experts;
 mod fusion;
 mod raw;
 mod rope;
+mod sample;
 mod tensor;
 mod weight;
 
@@ -36,7 +37,7 @@ use crate::backend::project_in_parts;
 use crate::cpu::Precision;
 use crate::{
     Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, KvLayout, Recurrent, Result,
-    Rope,
+    Rope, Sampling,
 };
 
 pub use self::builder::{MlxBuilder, MlxDevice};
@@ -608,6 +609,18 @@ impl Backend for Mlx {
     fn argmax(&self, logits: &MlxTensor) -> Result<Option<MlxTensor>> {
         let ids = ops::indexing::argmax_axis(&*logits.array(self)?, -1, false).map_err(exception)?;
         Ok(Some(MlxTensor::shaped(ids, [logits.shape()[0], 1])))
+    }
+
+    fn sample(&self, logits: &MlxTensor, how: &Sampling, points: &[f32]) -> Result<Option<MlxTensor>> {
+        let [t, vocab] = logits.shape();
+        if points.len() != t {
+            return Err(shape("sample", [points.len(), 1], [t, 1]));
+        }
+        if t == 0 || vocab == 0 {
+            return Ok(None);
+        }
+        let ids = sample::sample(&*logits.array(self)?, how, points).map_err(exception)?;
+        Ok(Some(MlxTensor::shaped(ids, [t, 1])))
     }
 
     fn read_ids(&self, ids: &MlxTensor, out: &mut Vec<u32>) -> Result<()> {
