@@ -22,9 +22,9 @@ pub struct RandomShape {
 impl FromStr for RandomShape {
     type Err = String;
 
-    /// `llama-1b`, `llama-8b`, `smollm2-135m`, `mamba2-1.3b` or `qwen3.5-0.8b`, in bf16.
+    /// `llama-1b`, `llama-8b`, `smollm2-135m`, `mamba2-1.3b`, `qwen3.5-0.8b`, `olmoe-1b-7b` or `qwen3-30b-a3b`, in bf16.
     fn from_str(name: &str) -> Result<Self, String> {
-        if let Some(config) = hybrid(name) {
+        if let Some(config) = hybrid(name).or_else(|| sparse(name)) {
             return Ok(Self { config, format: Format::Float(FloatType::BF16) });
         }
         // hidden, layers, heads, kv heads, ffn, vocabulary, tied
@@ -34,7 +34,8 @@ impl FromStr for RandomShape {
             "smollm2-135m" => (576, 30, 9, 3, 1536, 49_152, true),
             _ => {
                 return Err(format!(
-                    "no shape {name:?}; there are llama-1b, llama-8b, smollm2-135m, mamba2-1.3b, qwen3.5-0.8b"
+                    "no shape {name:?}; there are llama-1b, llama-8b, smollm2-135m, mamba2-1.3b, qwen3.5-0.8b, \
+                     olmoe-1b-7b, qwen3-30b-a3b"
                 ));
             }
         };
@@ -60,6 +61,24 @@ fn hybrid(name: &str) -> Option<Value> {
             "num_key_value_heads": 2, "head_dim": 256, "intermediate_size": 3584, "vocab_size": 248_320,
             "linear_num_value_heads": 16, "linear_num_key_heads": 16, "linear_key_head_dim": 128,
             "linear_value_head_dim": 128, "tie_word_embeddings": true, "max_position_embeddings": 262_144,
+        })),
+        _ => None,
+    }
+}
+
+/// Models of experts.
+fn sparse(name: &str) -> Option<Value> {
+    match name {
+        "olmoe-1b-7b" => Some(json!({
+            "model_type": "olmoe", "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16,
+            "num_key_value_heads": 16, "intermediate_size": 1024, "num_experts": 64, "num_experts_per_tok": 8,
+            "vocab_size": 50_304, "tie_word_embeddings": false, "max_position_embeddings": 4096,
+        })),
+        "qwen3-30b-a3b" => Some(json!({
+            "model_type": "qwen3_moe", "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32,
+            "num_key_value_heads": 4, "head_dim": 128, "intermediate_size": 6144, "moe_intermediate_size": 768,
+            "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": true, "vocab_size": 151_936,
+            "tie_word_embeddings": false, "max_position_embeddings": 40_960, "rope_theta": 1_000_000.0,
         })),
         _ => None,
     }

@@ -36,7 +36,8 @@ pub struct ComputeArgs {
 /// A model, or one of random weights, and what computes it.
 #[derive(Args)]
 pub struct BenchModelArgs {
-    /// Random weights instead of a model: llama-1b, llama-8b or smollm2-135m
+    /// Random weights instead of a model: llama-1b, llama-8b, smollm2-135m, mamba2-1.3b, qwen3.5-0.8b, olmoe-1b-7b or
+    /// qwen3-30b-a3b
     #[arg(long, conflicts_with = "model")]
     random_weights: Option<String>,
     /// How random weights are stored: BITS:GROUP, mxfp4, mxfp8, nvfp4, q4_0, q4_1, q8_0 [default: bf16]

@@ -61,7 +61,7 @@ struct Call<'a> {
     threads: usize,
     blocks: [usize; 2],
     /// Results.
-    out: &'a [(&'a CStr, [i32; 2], Dtype)],
+    out: &'a [(&'a CStr, &'a [i32], Dtype)],
     constants: &'a [(&'a CStr, Constant)],
 }
 
@@ -91,10 +91,15 @@ impl Launch {
                 | mlx_sys::mlx_fast_cuda_kernel_config_set_thread_group(launch.config, threads, 1, 1)
         };
         for (_, shape, dtype) in call.out {
-            let dtype = (*dtype).into();
-            // SAFETY: the configuration is live, the shape has two dimensions.
+            let (dtype, dims) = ((*dtype).into(), shape.len());
+            // SAFETY: the configuration is live, the shape has so many dimensions.
             failed |= unsafe {
-                mlx_sys::mlx_fast_cuda_kernel_config_add_output_arg(launch.config, shape.as_ptr(), 2, dtype)
+                mlx_sys::mlx_fast_cuda_kernel_config_add_output_arg(
+                    launch.config,
+                    shape.as_ptr(),
+                    dims,
+                    dtype,
+                )
             };
         }
         if failed == 0 { Ok(launch) } else { Err(error(format!("{:?} can't be set up", call.name))) }
@@ -130,6 +135,7 @@ fn with_constants(constants: &[(&CStr, Constant)], body: &CStr) -> CString {
         let name = name.to_string_lossy();
         text += &match constant {
             Constant::Type(Dtype::Bfloat16) => format!("using {name} = __nv_bfloat16;\n"),
+            Constant::Type(Dtype::Float32) => format!("using {name} = float;\n"),
             Constant::Type(_) => format!("using {name} = __half;\n"),
             Constant::Int(n) => format!("constexpr int {name} = {n};\n"),
             Constant::Bool(b) => format!("constexpr bool {name} = {b};\n"),
@@ -153,6 +159,9 @@ static ATTEND: LazyLock<[CString; 2]> =
     LazyLock::new(|| sources("attend", include_str!("cuda/attend.cu"), include_str!("cuda/attend_body.cu")));
 static MERGE: LazyLock<[CString; 2]> =
     LazyLock::new(|| sources("attend", include_str!("cuda/attend.cu"), include_str!("cuda/merge_body.cu")));
+
+static DRAW: LazyLock<[CString; 2]> =
+    LazyLock::new(|| sources("draw", include_str!("cuda/draw.cu"), include_str!("cuda/draw_body.cu")));
 
 /// What MLX is given as header and body. It copies and hashes both at every call: so a long header is a line that includes
 /// a file, where one can be written.
@@ -227,6 +236,14 @@ pub(super) struct Attend {
     pub splits: usize,
 }
 
+/// A token from each of a few rows of logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Draw {
+    pub dtype: Dtype,
+    pub rows: usize,
+    pub vocab: usize,
+}
+
 /// How a product is spread over the card: see `matvec_body.cu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Plan {
@@ -244,6 +261,7 @@ pub(super) struct Kernels {
     matvec: Mutex<HashMap<Matvec, Launch>>,
     /// And what merges the parts of each.
     attend: Mutex<HashMap<Attend, (Launch, Launch)>>,
+    draw: Mutex<HashMap<Draw, Launch>>,
     length: Mutex<Option<(usize, Array)>>,
 }
 
@@ -269,6 +287,17 @@ impl Kernels {
             None => known.entry(what).or_insert(what.launch()?).apply(inputs)?,
         };
         Ok(out)
+    }
+
+    /// The ids drawn from `logits: [rows, vocab]`, `[rows]`; `numbers` are those of `draw_body.cu`.
+    pub(super) fn draw(&self, what: Draw, logits: &Array, numbers: &Array) -> Result<Array> {
+        let mut known = self.draw.lock().unwrap_or_else(PoisonError::into_inner);
+        let inputs = [logits, numbers].into_iter();
+        let [ids] = match known.get(&what) {
+            Some(launch) => launch.apply(inputs)?,
+            None => known.entry(what).or_insert(what.launch()?).apply(inputs)?,
+        };
+        Ok(ids)
     }
 
     /// `inputs` in the order of `attend_body.cu`; what attention gives, and the key and value that it wrote.
@@ -381,7 +410,7 @@ impl Matvec {
             shared_memory: self.shared_memory(steps, wk, wr),
             threads: 32 * wk * wr,
             blocks: [blocks, self.pairs.max(1)],
-            out: &[(c"out", [dim(self.rows * self.pairs.max(1))?, dim(self.out)?], self.dtype)],
+            out: &[(c"out", &[dim(self.rows * self.pairs.max(1))?, dim(self.out)?], self.dtype)],
             constants: &constants,
         })
     }
@@ -404,6 +433,30 @@ impl Matvec {
         let staged = if 2 * rows * width <= 65536 { 2 * rows * width } else { 0 };
         let fixed = 1024 / bits + rows * (2 * columns + padding) + sums + 128 * wr * wk * rows + norm;
         fixed.next_multiple_of(16) + 16 + staged + gain
+    }
+}
+
+impl Draw {
+    const THREADS: usize = 512;
+
+    fn launch(self) -> Result<Launch> {
+        let int = |n: usize| dim(n).map(Constant::Int);
+        let [header, body] = &*DRAW;
+        Launch::new(&Call {
+            name: c"draw",
+            inputs: &[c"logits", c"numbers"],
+            header,
+            body,
+            shared_memory: 0,
+            threads: Self::THREADS,
+            blocks: [self.rows, 1],
+            out: &[(c"ids", &[dim(self.rows)?], Dtype::Uint32)],
+            constants: &[
+                (c"T", Constant::Type(self.dtype)),
+                (c"VOCAB", int(self.vocab)?),
+                (c"THREADS", int(Self::THREADS)?),
+            ],
+        })
     }
 }
 
@@ -452,7 +505,7 @@ impl Attend {
             shared_memory: 0,
             threads: 32 * Self::WARPS,
             blocks: [self.heads, self.splits],
-            out: &self.out()?,
+            out: &self.out()?.each_ref().map(|(name, shape, dtype)| (*name, &shape[..], *dtype)),
             constants: &constants,
         })
     }
@@ -469,7 +522,7 @@ impl Attend {
             shared_memory: 0,
             threads: self.head,
             blocks: [self.heads, 1],
-            out: &[(c"out", [1, dim(self.heads * self.head)?], self.dtype)],
+            out: &[(c"out", &[1, dim(self.heads * self.head)?], self.dtype)],
             constants: &[
                 (c"T", Constant::Type(self.dtype)),
                 (c"HEAD", int(self.head)?),

@@ -5,17 +5,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use mlx_rs::{Array, Dtype};
+use smallvec::SmallVec;
 
-use super::cuda::{Attend, Matvec, Prologue};
+use super::cuda::{Attend, Draw, Matvec, Prologue};
 use super::tensor::{Asked, Buffer, Columns, Turn, Written};
 use super::weight::{Matrix, MlxWeight, dims};
-use super::{Mlx, MlxTensor};
-use crate::{Activation, AttnParams, AttnSpan, Batch, Input, Pairing, Result, Rope};
+use super::{Mlx, MlxTensor, dim};
+use crate::{Activation, AttnParams, AttnSpan, Batch, Input, Pairing, Result, Rope, Sampling};
 
 /// Rows that a fused product takes at most.
 const ROWS: usize = 8;
 /// Pairs of a row and an expert that a fused product takes at most.
 const PAIRS: usize = 64;
+/// Rows of logits that are drawn from in one kernel, at most: each number of them is one of its own.
+const DRAWS: usize = 16;
 
 impl Mlx {
     /// Whether our kernels run here.
@@ -103,6 +106,22 @@ impl Mlx {
                 .into_iter();
         let y = self.0.kernels.matvec(what, inputs.flatten())?;
         Ok(Some(MlxTensor::shaped(y, [rows, out])))
+    }
+
+    /// [`Backend::sample`](crate::Backend::sample) in one kernel, `[t]`.
+    pub(super) fn fused_draw(&self, logits: &Array, how: &Sampling, points: &[f32]) -> Result<Option<Array>> {
+        let vocab = logits.dim(1) as usize;
+        // Masses of all tokens have to fit into 64 bits, and their number into a float.
+        if !self.0.has_kernels || points.len() > DRAWS || vocab > 1 << 22 {
+            return Ok(None);
+        }
+        let what = Draw { dtype: logits.dtype(), rows: points.len(), vocab };
+        let (tempered, top_k) = (f32::from(u8::from(how.tempered)), how.top_k.min(vocab) as f32);
+        let mut numbers: SmallVec<[f32; 8]> =
+            SmallVec::from_slice(&[how.temperature, how.top_p, how.min_p.ln(), tempered, top_k]);
+        numbers.extend_from_slice(points);
+        let numbers = Array::from_slice(&numbers, &[dim(numbers.len())?]);
+        self.0.kernels.draw(what, logits, &numbers).map(Some)
     }
 
     /// The columns of `x` as `rope` turns them, if they are of one row and not turned yet.

@@ -619,7 +619,14 @@ impl Backend for Mlx {
         if t == 0 || vocab == 0 {
             return Ok(None);
         }
-        let ids = sample::sample(&*logits.array(self)?, how, points).map_err(exception)?;
+        let logits = logits.array(self)?;
+        let ids = match self.fused_draw(&logits, how, points)? {
+            Some(ids) => ids,
+            None => {
+                let points = Array::from_slice(points, &[dim(t)?, 1]);
+                sample::sample(&logits, how, &points).map_err(exception)?
+            }
+        };
         Ok(Some(MlxTensor::shaped(ids, [t, 1])))
     }
 

@@ -14,8 +14,8 @@ fn first(x: &Array, n: i32) -> Result<Array> {
     x.split_at_indices(&[n], -1).map(|mut parts| parts.swap_remove(0))
 }
 
-/// A token for each row of `logits: [t, vocab]`, `[t]`, by as many `points` of `[0, 1)`.
-pub(super) fn sample(logits: &Array, how: &Sampling, points: &[f32]) -> Result<Array> {
+/// A token for each row of `logits: [t, vocab]`, `[t]`, by `points: [t, 1]` of `[0, 1)`.
+pub(super) fn sample(logits: &Array, how: &Sampling, points: &Array) -> Result<Array> {
     let (vocab, temperature) = (logits.dim(1), number(how.temperature));
     let logits = logits.as_dtype(Dtype::Float32)?;
     // The best is 0, so that no exponential overflows and probabilities are seen from the best one's.
@@ -70,10 +70,9 @@ fn nucleus(best: &Array, total: &Array, p: f32) -> Result<Array> {
 }
 
 /// Where the running sum of each row of `weights` exceeds that point of its total: `[t, 1]`.
-fn invert(weights: &Array, points: &[f32]) -> Result<Array> {
+fn invert(weights: &Array, points: &Array) -> Result<Array> {
     let sums = weights.cumsum(-1, false, true)?;
     let last = sums.split_at_indices(&[weights.dim(1) - 1], -1)?.swap_remove(1);
-    let points = Array::from_slice(points, &[weights.dim(0), 1]);
     let reached = sums.gt(last.multiply(points)?)?;
     // Sums of blocks round differently: a weight of 0 must never win, whatever its sum.
     let rank = ops::sign(weights)?.add(reached)?;
