@@ -30,7 +30,7 @@ TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 # An engine is one entry: which of a comparison's files it reads, and its command line. Its process prints a JSON line
 # for each case PROMPT:GEN:BATCH with the keys of FIGURES; the number of threads is in the environment, too.
 ENGINES = {
-    "rillm": ("ours", [os.environ.get("RILLM_BENCH", f"{TARGET}/release/examples/bench"), "--json", "--repeats", "1",
+    "rillm": ("ours", [os.environ.get("RILLM_BENCH", f"{TARGET}/release/examples/bench"), "--json", "--repeats", "1", "--device", "cpu",
                        "--model", "{model}", "--threads", "{threads}", "--cases", "{cases}"]),
     "llama.cpp": ("gguf", [f"{BIN}/llama", "{model}", "{threads}", "{cases}"]),
     "llama.cpp without AMX": ("gguf", [f"{BIN}/llama-noamx", "{model}", "{threads}", "{cases}"]),
