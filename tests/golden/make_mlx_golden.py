@@ -47,10 +47,18 @@ def dequantized(d):
 
 def renamed(tensors, model_type):
     """Undo what mlx-lm's sanitize did to names and layouts."""
+    tensors = {k.replace(".experts.switch_glu.", ".switch_mlp."): v for k, v in tensors.items()}
     if any(".switch_mlp." in k for k in tensors):
         for p in sorted({k.split(".switch_mlp.")[0] for k in tensors if ".switch_mlp." in k}):
-            gate, up, down = (tensors.pop(f"{p}.switch_mlp.{part}_proj.weight") for part in ("gate", "up", "down"))
-            tensors[f"{p}.experts.gate_up_proj"], tensors[f"{p}.experts.down_proj"] = torch.cat([gate, up], 1), down
+            parts = [tensors.pop(f"{p}.switch_mlp.{part}.weight", None) for part in ("gate_proj", "up_proj", "down_proj", "fc1", "fc2")]
+            gate, up, down = (x for x in (parts[:3] if parts[0] is not None else [None, *parts[3:]]))
+            if gate is None:
+                tensors[f"{p}.experts.up_proj"] = up
+            else:
+                tensors[f"{p}.experts.gate_up_proj"] = torch.cat([gate, up], 1)
+            tensors[f"{p}.experts.down_proj"] = down
+    if model_type == "nemotron_h":
+        return {k.replace("backbone.", "model."): v.transpose(1, 2) if "conv1d.weight" in k else v for k, v in tensors.items()}
     if model_type != "gpt2":
         return tensors
     conv1d = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")

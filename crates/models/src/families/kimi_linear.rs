@@ -8,7 +8,7 @@ use rillm_tensor_core::{Activation, GroupScore, Groups, Score};
 use super::deepseek_v3::number_or;
 use super::llama::{bias, layer_count_or};
 use super::mixtral::check_choice;
-use crate::experts::{self, ExpertNames, Fused, PLAIN};
+use crate::experts::{self, ExpertNames, PLAIN};
 use crate::names::layer_of;
 use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, Layout, MixerSpec, Result};
 
@@ -145,7 +145,7 @@ fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
     let apart = any(".mlp.e_score_correction_bias");
     let inside: &[(&str, &str)] =
         if apart { &[("gate.e_score_correction_bias", "e_score_correction_bias")] } else { &[] };
-    let experts = experts::layout(spec, source, ExpertNames { module, inside, fused: Fused::Halves });
+    let experts = experts::layout(spec, source, ExpertNames { module, inside, ..PLAIN });
     // transformers calls dense feed-forward layers so, too.
     let dense_too = any(".block_sparse_moe.gate_proj.");
     let (gathered, mlx) = (any(".forget_gate."), any(".q_conv.conv."));

@@ -3,7 +3,7 @@
 use rillm_nn::{MoeSpec, WeightSource};
 
 use super::llama::{DEFAULTS, Defaults, follow};
-use crate::experts::{self, ExpertNames, Fused};
+use crate::experts::{self, ExpertNames, PLAIN};
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily { layout, ..DecoderFamily::new(&["mixtral"], spec) };
@@ -45,8 +45,7 @@ pub(super) fn check_choice(c: &Config<'_>, [experts, top_k]: [usize; 2]) -> Resu
     Ok(())
 }
 
-pub(super) const NAMES: ExpertNames =
-    ExpertNames { module: "block_sparse_moe", inside: &[], fused: Fused::Halves };
+pub(super) const NAMES: ExpertNames = ExpertNames { module: "block_sparse_moe", ..PLAIN };
 
 pub(super) fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
     experts::layout(spec, source, NAMES)

@@ -186,7 +186,7 @@ pub(crate) const MODELS: &[FamilyInfo] = &[
     FamilyInfo { model_type: "mistral", models: "Mistral" },
     FamilyInfo { model_type: "mixtral", models: "Mixtral" },
     FamilyInfo { model_type: "nemotron", models: "Nemotron-3 8B, Nemotron-4, Minitron" },
-    FamilyInfo { model_type: "nemotron_h", models: "Nemotron-H, Nemotron Nano 2" },
+    FamilyInfo { model_type: "nemotron_h", models: "Nemotron-H, Nemotron Nano 2, Nemotron 3" },
     FamilyInfo { model_type: "olmo", models: "OLMo 1" },
     FamilyInfo { model_type: "olmo2", models: "OLMo 2" },
     FamilyInfo { model_type: "olmo3", models: "OLMo 3" },

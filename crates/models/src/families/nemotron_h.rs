@@ -1,11 +1,15 @@
-//! Nemotron-H: each layer is Mamba-2, attention without positions, or a plain feed-forward layer with a squared ReLU.
+//! Nemotron-H and Nemotron 3: each layer is Mamba-2, attention without positions, a plain feed-forward layer with a squared
+//! ReLU, or such layers for experts of DeepSeek V3's choice.
 
-use rillm_nn::{GateOrder, GatedNorm, Mamba2Spec, MlpKind, MlpSpec, NormKind, Origin, WeightSource};
+use rillm_nn::{GateOrder, GatedNorm, LatentSpec, Mamba2Spec, MlpKind, MlpSpec, MoeSpec, NormKind, Origin};
+use rillm_nn::{SharedGate, SharedSpec, WeightSource};
 use rillm_tensor_core::Activation;
 
+use super::deepseek_v3::{Mixture, mixture};
 use super::llama::{DEFAULTS, Defaults, MAX_LAYERS, attention, bias, bias_or};
 use super::mamba2::divides;
-use crate::names::{self, renamed};
+use crate::experts::{self, ExpertNames, PLAIN};
+use crate::names::{self, layer_of, renamed};
 use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, Layout, MixerSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily =
@@ -26,14 +30,15 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         bias: bias(c, "mlp_bias")?,
         gate_factor: None,
     };
-    let mamba = mamba(c, dim, eps)?;
-    let layer = |kind: &Kind| {
-        let mixer = match kind {
-            Kind::Mamba => MixerSpec::Mamba2(mamba.clone()),
-            Kind::Attention => MixerSpec::Attention(attn.clone()),
-            Kind::Mlp => MixerSpec::Mlp(mlp),
+    let (kinds, mamba, moe) = (kinds(c)?, mamba(c, dim, eps)?, experts(c, &mlp)?);
+    let layer = |kind: &char| {
+        let (name, mixer) = match kind {
+            'M' => ("mixer", MixerSpec::Mamba2(mamba.clone())),
+            '*' => ("mixer", MixerSpec::Attention(attn.clone())),
+            'E' => ("mlp", MixerSpec::Moe(moe)),
+            _ => ("mixer", MixerSpec::Mlp(mlp)),
         };
-        LayerSpec(vec![vec![BranchSpec::normed("mixer", mixer, "norm", norm)].into()])
+        LayerSpec(vec![vec![BranchSpec::normed(name, mixer, "norm", norm)].into()])
     };
     Ok(DecoderSpec {
         dim,
@@ -42,37 +47,48 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         learned_positions: None,
         embed_scale: None,
         per_layer: None,
-        layers: kinds(c)?.iter().map(layer).collect(),
+        layers: kinds.iter().map(layer).collect(),
         norm,
         head: HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
     })
 }
 
-enum Kind {
-    Mamba,
-    Attention,
-    Mlp,
+/// What each layer is: a list of names, or a string of `M`, `*`, `-` and `E`.
+fn kinds(c: &Config<'_>) -> Result<Vec<char>> {
+    let key = ["layers_block_type", "layer_types", "hybrid_override_pattern"];
+    let Some(key) = key.into_iter().find(|key| c.get(key).is_some()) else {
+        return Ok("ME*-".chars().collect());
+    };
+    let letter = |name: &str| match name {
+        "linear_attention" | "mamba" => Some('M'),
+        "full_attention" | "attention" => Some('*'),
+        "mlp" => Some('-'),
+        "moe" => Some('E'),
+        _ => None,
+    };
+    let list: Option<Vec<char>> = match c.get(key) {
+        Some(serde_json::Value::String(letters)) => Some(letters.chars().collect()),
+        Some(serde_json::Value::Array(names)) => names.iter().map(|n| n.as_str().and_then(letter)).collect(),
+        _ => None,
+    };
+    let known = "mamba, attention, mlp or moe, or their letters M, *, - and E";
+    list.filter(|l| (1..=MAX_LAYERS).contains(&l.len()) && l.iter().all(|kind| "M*-E".contains(*kind)))
+        .ok_or_else(|| c.unsupported(key, known))
 }
 
-/// What each layer is: a list of names, or a string of `M`, `*` and `-`.
-fn kinds(c: &Config<'_>) -> Result<Vec<Kind>> {
-    let key = ["layers_block_type", "layer_types", "hybrid_override_pattern"];
-    let key = key.into_iter().find(|key| c.get(key).is_some()).unwrap_or("layers_block_type");
-    let known = "mamba, attention or mlp, or their letters M, * and -";
-    let kind = |name: &str| match name {
-        "linear_attention" | "mamba" | "M" => Some(Kind::Mamba),
-        "full_attention" | "attention" | "*" => Some(Kind::Attention),
-        "mlp" | "-" => Some(Kind::Mlp),
-        _ => None,
-    };
-    let list: Option<Vec<Kind>> = match c.get(key) {
-        Some(serde_json::Value::String(letters)) => {
-            letters.chars().map(|letter| kind(letter.encode_utf8(&mut [0; 4]))).collect()
-        }
-        Some(serde_json::Value::Array(names)) => names.iter().map(|n| n.as_str().and_then(kind)).collect(),
-        _ => None,
-    };
-    list.filter(|l| (1..=MAX_LAYERS).contains(&l.len())).ok_or_else(|| c.unsupported(key, known))
+/// Experts of the kind of `mlp`, and one that all rows use, which mlx-lm leaves out if their number is null.
+fn experts(c: &Config<'_>, mlp: &MlpSpec) -> Result<MoeSpec> {
+    let default =
+        Mixture { hidden: 7688, experts: 8, top_k: 2, shared: 1, groups: [1, 1], scale: 1.0, norm: true };
+    let (bias, latent) = (mlp.bias, c.opt_count("moe_latent_size")?);
+    let hidden = c.count_or("moe_shared_expert_intermediate_size", 7688)?;
+    let none = c.has("n_shared_experts") && c.get("n_shared_experts").is_none();
+    Ok(MoeSpec {
+        kind: mlp.kind,
+        latent: latent.map(|dim| LatentSpec { dim, bias }),
+        shared: (!none).then_some(SharedSpec { hidden, bias, gate: SharedGate::Open }),
+        ..mixture(c, mlp.dim, mlp.act, &default)?
+    })
 }
 
 fn mamba(c: &Config<'_>, dim: usize, eps: f32) -> Result<Mamba2Spec> {
@@ -100,11 +116,15 @@ fn mamba(c: &Config<'_>, dim: usize, eps: f32) -> Result<Mamba2Spec> {
 }
 
 /// Under `backbone.`, or since version 5 of transformers under `model.`.
-fn layout(_: &DecoderSpec, source: &dyn WeightSource) -> Layout {
+fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
     let old = source.names().iter().any(|n| n.starts_with("backbone."));
-    let prefix = if old { "backbone" } else { "model" };
+    let (prefix, layers) = if old { ("backbone", "backbone.layers") } else { ("model", "model.layers") };
+    let experts = experts::layout(spec, source, ExpertNames { layers, module: "mixer", ..PLAIN });
     Box::new(move |name| {
-        let stored = renamed(name, &format!("{prefix}.layers."), &TOP, &[]);
+        if layer_of(name).is_some_and(|(_, rest)| rest.starts_with("mlp.")) {
+            return experts(name);
+        }
+        let stored = renamed(name, &format!("{layers}."), &TOP, &[]);
         Origin::Tensor(match stored.strip_prefix("backbone.") {
             Some(rest) => format!("{prefix}.{rest}"),
             None => stored,
