@@ -13,12 +13,19 @@ use crate::{DecoderSpec, Layout};
 pub(crate) struct ExpertNames {
     /// Where layers are.
     pub layers: &'static str,
-    /// The module that is `mlp` for the decoder.
+    /// The module that is `mlp` for the decoder; none if what is inside is the layer's.
     pub module: &'static str,
     /// Modules or parameters inside that are called otherwise.
     pub inside: &'static Pairs,
     /// How plain values of `experts.gate_up_proj` lie.
     pub fused: Fused,
+}
+
+impl ExpertNames {
+    /// What is before the names inside.
+    fn prefix(&self) -> String {
+        if self.module.is_empty() { String::new() } else { format!("{}.", self.module) }
+    }
 }
 
 /// How the gates and what they open are fused in one stack of matrices.
@@ -53,7 +60,7 @@ impl Style {
     fn of(source: &dyn WeightSource, names: ExpertNames, kind: MlpKind) -> Self {
         let stored = source.names();
         let ending = |end: String| stored.iter().find(|name| name.ends_with(&end));
-        let within = |end: &str| ending(format!(".{}.{end}", names.module));
+        let within = |end: &str| ending(format!(".{}{end}", names.prefix()));
         if kind == MlpKind::Plain {
             let (up, down) = ("experts.up_proj", "experts.down_proj");
             return match (within("switch_mlp.fc1.weight"), within(up)) {
@@ -62,7 +69,7 @@ impl Style {
                 _ => Self::Each(PARTS),
             };
         }
-        for apart in ["switch_mlp", "experts"] {
+        for apart in ["switch_mlp", "experts.switch_glu", "experts"] {
             if within(&format!("{apart}.gate_proj.weight")).is_some() {
                 return Self::Apart(apart, PARTS);
             }
@@ -82,19 +89,19 @@ impl Style {
         Self::Together { up, down, lie, step: if names.fused == Fused::TransposedTurns { 2 } else { 1 } }
     }
 
-    /// `part` of [`PARTS`] of expert `e`, a `weight` or `bias`, of a mixture in module `prefix`.
+    /// `part` of [`PARTS`] of expert `e`, a `weight` or `bias`, of a mixture whose names begin with `prefix`.
     fn origin(self, prefix: &str, [e, part]: [usize; 2], kind: &str, spec: &MoeSpec) -> Origin {
         let index = [e, spec.experts];
         let own = if part == 2 { spec.expert_dim() } else { spec.hidden };
         match self {
-            Self::Each(names) => Origin::Tensor(format!("{prefix}.experts.{e}.{}.{kind}", names[part])),
+            Self::Each(names) => Origin::Tensor(format!("{prefix}experts.{e}.{}.{kind}", names[part])),
             Self::Apart(module, names) => {
-                let name = format!("{prefix}.{module}.{}.{kind}", names[part]);
+                let name = format!("{prefix}{module}.{}.{kind}", names[part]);
                 Origin::Stacked { name, index, start: 0, step: 1, of: own, lie: Lie::Rows }
             }
             Self::Together { up, down, lie, step } => {
                 let suffix = if kind == "bias" { "_bias" } else { "" };
-                let name = |stored: &str| format!("{prefix}.{stored}{suffix}");
+                let name = |stored: &str| format!("{prefix}{stored}{suffix}");
                 let whole =
                     |stored| Origin::Stacked { name: name(stored), index, start: 0, step: 1, of: own, lie };
                 match (part, spec.kind) {
@@ -120,7 +127,7 @@ pub(crate) fn layout(spec: &DecoderSpec, source: &dyn WeightSource, names: Exper
         else {
             return Origin::Tensor(name.to_owned());
         };
-        let prefix = format!("{}.{i}.{}", names.layers, names.module);
+        let prefix = format!("{}.{i}.{}", names.layers, names.prefix());
         let moe = mixtures.get(i).and_then(Option::as_ref);
         if let (Some(moe), Some(expert)) = (moe, rest.strip_prefix("experts."))
             && let Some((e, part, kind)) = expert_of(expert)
@@ -129,13 +136,13 @@ pub(crate) fn layout(spec: &DecoderSpec, source: &dyn WeightSource, names: Exper
         }
         let find = |name: &str| names.inside.iter().find(|(from, _)| *from == name).map(|(_, to)| *to);
         if let Some(to) = find(rest) {
-            return Origin::Tensor(format!("{prefix}.{to}"));
+            return Origin::Tensor(format!("{prefix}{to}"));
         }
         let (module, kind) = rest.rsplit_once('.').unwrap_or((rest, ""));
         let (first, last) = module.split_once('.').map_or((module, None), |(a, b)| (a, Some(b)));
         let first = find(first).unwrap_or(first);
         let module = last.map_or(first.to_owned(), |last| format!("{first}.{last}"));
-        Origin::Tensor(format!("{prefix}.{module}.{kind}"))
+        Origin::Tensor(format!("{prefix}{module}.{kind}"))
     })
 }
 

@@ -26,12 +26,38 @@ pub struct MoeSpec {
     pub routing: Routing,
     /// Whether the router has a bias.
     pub router_bias: Bias,
+    /// What the router reads.
+    pub router_input: RouterInput,
+    /// Factors on the weights.
+    pub factors: ExpertFactors,
     /// Whether there is a bias on scores that counts in the choice only: `gate.e_score_correction_bias`.
     pub correction: Bias,
     /// Whether the experts' projections have biases.
     pub expert_bias: Bias,
     /// What all rows use besides.
     pub shared: Option<SharedSpec>,
+}
+
+/// What the router reads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RouterInput {
+    /// What the experts read.
+    Same,
+    /// An RMSNorm of its own, with the factors `gate.scale` divided by the root of the width, of what the norm before the
+    /// experts reads (gemma4).
+    Normed {
+        /// Added to the mean square.
+        eps: f32,
+    },
+}
+
+/// Factors on the weights of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertFactors {
+    /// 1.
+    None,
+    /// One for each expert, `gate.per_expert_scale`, after any normalising (gemma4).
+    Each,
 }
 
 /// Projections to a width of the experts' own, `fc1_latent_proj`, and back, `fc2_latent_proj` (nemotron_h).
@@ -84,6 +110,8 @@ impl MoeSpec {
             act,
             routing,
             router_bias,
+            router_input: RouterInput::Same,
+            factors: ExpertFactors::None,
             correction,
             expert_bias,
             shared: None,
@@ -137,7 +165,10 @@ impl<B: Experts> ExpertLinear<B> {
 #[derive(Debug)]
 pub struct Moe<B: Backend> {
     router: Linear<B>,
+    /// Of the router's norm.
+    router_scale: Option<B::Weight>,
     correction: Option<B::Weight>,
+    factors: Option<B::Weight>,
     /// Gates and what they open, or the way up alone.
     up: ExpertLinear<B>,
     down: ExpertLinear<B>,
@@ -153,7 +184,7 @@ struct Shared<B: Backend> {
 }
 
 impl<B: Experts> Moe<B> {
-    /// Loads the router `gate`, `experts.{e}.gate_proj` (if gated), `up_proj` and `down_proj`, and if asked for
+    /// Loads the router `gate` and what belongs to it, `experts.{e}.gate_proj` (if gated), `up_proj` and `down_proj`, and if asked for
     /// `fc1_latent_proj` and `fc2_latent_proj`, `shared_experts` and `shared_expert_gate`.
     ///
     /// # Errors
@@ -174,6 +205,18 @@ impl<B: Experts> Moe<B> {
             down: ExpertLinear::load(w, &spec, &[("down_proj", expert_dim)], hidden)?,
             latent: spec.latent.map(latent).transpose()?,
             router: Linear::load(w, &[("gate", spec.experts)], dim, spec.router_bias)?,
+            router_scale: match spec.router_input {
+                RouterInput::Normed { .. } => {
+                    let values = gate.values("scale", &[dim])?;
+                    let root = (dim as f32).sqrt();
+                    Some(gate.vector("scale", &values.iter().map(|x| x / root).collect::<Vec<_>>())?)
+                }
+                RouterInput::Same => None,
+            },
+            factors: match spec.factors {
+                ExpertFactors::Each => Some(gate.weight("per_expert_scale", &[spec.experts])?),
+                ExpertFactors::None => None,
+            },
             correction: match spec.correction {
                 Bias::Added => Some({
                     let values = gate.opt_values("e_score_correction_bias", spec.experts)?;
@@ -216,7 +259,7 @@ impl<B: Experts> Shared<B> {
             scale: 1.0,
             weigh: Weigh::Results,
         };
-        let routes = be.route(&gate.forward(be, Input::Rows(x), None)?, None, &only)?;
+        let routes = be.route(&gate.forward(be, Input::Rows(x), None)?, None, None, &only)?;
         let pairs = be.spread(&y, &routes)?;
         Ok(be.combine(pairs, &routes, None)?)
     }
@@ -231,9 +274,14 @@ impl<B: Experts> Mixer<B> for Moe<B> {
         _: &mut [SequenceCache<B>],
     ) -> Result<B::Tensor> {
         // Several read it: the norm is computed once.
-        let x = x.rows(be)?;
-        let logits = self.router.forward(be, Input::Rows(&x), None)?;
-        let routes = be.route(&logits, self.correction.as_ref(), &self.spec.routing)?;
+        let (before, x) = (x.source(), x.rows(be)?);
+        let read = match (self.spec.router_input, &self.router_scale) {
+            (RouterInput::Normed { eps }, Some(w)) => Input::RmsNorm { x: before, w, eps },
+            _ => Input::Rows(&x),
+        };
+        let logits = self.router.forward(be, read, None)?;
+        let (correction, factors) = (self.correction.as_ref(), self.factors.as_ref());
+        let routes = be.route(&logits, correction, factors, &self.spec.routing)?;
         let pairs = match &self.latent {
             Some([there, _]) => be.spread(&there.forward(be, Input::Rows(&x), None)?, &routes)?,
             None => be.spread(&x, &routes)?,

@@ -39,7 +39,8 @@ pub(super) fn experts_of(c: &Config<'_>, key: &str, default: usize) -> Result<us
 /// Whether so many experts can be chosen.
 pub(super) fn check_choice(c: &Config<'_>, [experts, top_k]: [usize; 2]) -> Result<()> {
     if top_k > experts {
-        let key = if c.has("moe_k") { "moe_k" } else { "num_experts_per_tok" };
+        let key =
+            ["moe_k", "top_k_experts"].into_iter().find(|key| c.has(key)).unwrap_or("num_experts_per_tok");
         return Err(c.unsupported(key, &format!("at most the {experts} experts")));
     }
     Ok(())

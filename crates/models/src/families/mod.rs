@@ -156,7 +156,7 @@ pub(crate) const MODELS: &[FamilyInfo] = &[
     FamilyInfo { model_type: "gemma2", models: "Gemma 2" },
     FamilyInfo { model_type: "gemma3_text", models: "Gemma 3, text" },
     FamilyInfo { model_type: "gemma3n_text", models: "Gemma 3n, text" },
-    FamilyInfo { model_type: "gemma4_text", models: "Gemma 4, text, dense" },
+    FamilyInfo { model_type: "gemma4_text", models: "Gemma 4, text" },
     FamilyInfo { model_type: "glm", models: "GLM-4-9B" },
     FamilyInfo { model_type: "glm4", models: "GLM-4-0414" },
     FamilyInfo { model_type: "glm4_moe", models: "GLM-4.5, 4.6, 4.7" },
