@@ -74,7 +74,7 @@ pub(super) fn mixture(c: &Config<'_>, dim: usize, act: Activation, default: &Mix
     check_choice(c, counts)?;
     let mut moe = MoeSpec::new([dim, hidden], act, counts);
     moe.routing.score = Score::Sigmoid;
-    moe.routing.groups = groups(c, counts, default.groups, GroupScore::TwoGreatest)?;
+    moe.routing.groups = groups(c, "n_group", counts, default.groups, GroupScore::TwoGreatest)?;
     moe.routing.normalize = c.flag("norm_topk_prob", default.norm)?.then_some(1e-20);
     moe.routing.scale = c.number_or("routed_scaling_factor", default.scale)? as f32;
     moe.correction = Bias::Added;
@@ -86,18 +86,19 @@ pub(super) fn all_use(hidden: usize, bias: Bias) -> Option<SharedSpec> {
     (hidden > 0).then_some(SharedSpec { hidden, bias, gate: SharedGate::Open })
 }
 
-/// `n_group` and `topk_group`; `None` if there is but one.
+/// The count `key` of groups and `topk_group` of them; `None` if all are.
 pub(super) fn groups(
     c: &Config<'_>,
+    key: &str,
     [experts, top_k]: [usize; 2],
     default: [usize; 2],
     by: GroupScore,
 ) -> Result<Option<Groups>> {
-    let count = c.count_or("n_group", default[0])?;
+    let count = c.count_or(key, default[0])?;
     let chosen = c.count_or("topk_group", default[1])?;
     let size = experts / count;
     if experts % count != 0 || (by == GroupScore::TwoGreatest && size < 2) {
-        return Err(c.unsupported("n_group", &format!("groups of {experts} experts, of two at least")));
+        return Err(c.unsupported(key, &format!("groups of {experts} experts, of two at least")));
     }
     if chosen > count || chosen * size < top_k {
         return Err(c.unsupported("topk_group", &format!("groups of {size} that hold {top_k} experts")));

@@ -64,13 +64,13 @@ mod smollm3;
 mod stablelm;
 mod starcoder2;
 
-use rillm_tensor_core::Backend;
+use rillm_tensor_core::FullBackend;
 
 use crate::{DecoderFamily, Family, FamilyInfo};
 
-/// Families with a model of their own.
-pub(crate) fn others<B: Backend>() -> [Box<dyn Family<B>>; 1] {
-    [Box::new(gemma3n_text::Gemma3n)]
+/// Families with a model of their own, or with weights that say how to read the configuration.
+pub(crate) fn others<B: FullBackend>() -> [Box<dyn Family<B>>; 2] {
+    [Box::new(gemma3n_text::Gemma3n), Box::new(falcon_h1::FalconH1)]
 }
 
 /// Every family of this crate.

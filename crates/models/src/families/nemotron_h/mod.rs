@@ -1,13 +1,13 @@
 //! Nemotron-H and Nemotron 3: each layer is Mamba-2, attention without positions, a plain feed-forward layer with a squared
 //! ReLU, or such layers for experts of DeepSeek V3's choice.
 
-use rillm_nn::{GateOrder, GatedNorm, LatentSpec, Mamba2Spec, MlpKind, MlpSpec, MoeSpec, NormKind, Origin};
-use rillm_nn::{SharedGate, SharedSpec, WeightSource};
+mod mixers;
+
+use rillm_nn::{MlpKind, MlpSpec, NormKind, Origin, WeightSource};
 use rillm_tensor_core::Activation;
 
-use super::deepseek_v3::{Mixture, mixture};
-use super::llama::{DEFAULTS, Defaults, MAX_LAYERS, attention, bias, bias_or};
-use super::mamba2::divides;
+use self::mixers::{mamba, moe};
+use super::llama::{DEFAULTS, Defaults, MAX_LAYERS, attention, bias};
 use crate::experts::{self, ExpertNames, PLAIN};
 use crate::names::{self, layer_of, renamed};
 use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, Layout, MixerSpec, Result};
@@ -30,12 +30,13 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         bias: bias(c, "mlp_bias")?,
         gate_factor: None,
     };
-    let (kinds, mamba, moe) = (kinds(c)?, mamba(c, dim, eps)?, experts(c, &mlp)?);
+    let (kinds, mamba) = (kinds(c)?, mamba(c, dim, eps)?);
+    let moe = kinds.contains(&'E').then(|| moe(c, &mlp)).transpose()?;
     let layer = |kind: &char| {
-        let (name, mixer) = match kind {
-            'M' => ("mixer", MixerSpec::Mamba2(mamba.clone())),
-            '*' => ("mixer", MixerSpec::Attention(attn.clone())),
-            'E' => ("mlp", MixerSpec::Moe(moe)),
+        let (name, mixer) = match (kind, moe) {
+            ('M', _) => ("mixer", MixerSpec::Mamba2(mamba.clone())),
+            ('*', _) => ("mixer", MixerSpec::Attention(attn.clone())),
+            ('E', Some(moe)) => ("mlp", MixerSpec::Moe(moe)),
             _ => ("mixer", MixerSpec::Mlp(mlp)),
         };
         LayerSpec(vec![vec![BranchSpec::normed(name, mixer, "norm", norm)].into()])
@@ -74,45 +75,6 @@ fn kinds(c: &Config<'_>) -> Result<Vec<char>> {
     let known = "mamba, attention, mlp or moe, or their letters M, *, - and E";
     list.filter(|l| (1..=MAX_LAYERS).contains(&l.len()) && l.iter().all(|kind| "M*-E".contains(*kind)))
         .ok_or_else(|| c.unsupported(key, known))
-}
-
-/// Experts of the kind of `mlp`, and one that all rows use, which mlx-lm leaves out if their number is null.
-fn experts(c: &Config<'_>, mlp: &MlpSpec) -> Result<MoeSpec> {
-    let default =
-        Mixture { hidden: 7688, experts: 8, top_k: 2, shared: 1, groups: [1, 1], scale: 1.0, norm: true };
-    let (bias, latent) = (mlp.bias, c.opt_count("moe_latent_size")?);
-    let hidden = c.count_or("moe_shared_expert_intermediate_size", 7688)?;
-    let none = c.has("n_shared_experts") && c.get("n_shared_experts").is_none();
-    Ok(MoeSpec {
-        kind: mlp.kind,
-        latent: latent.map(|dim| LatentSpec { dim, bias }),
-        shared: (!none).then_some(SharedSpec { hidden, bias, gate: SharedGate::Open }),
-        ..mixture(c, mlp.dim, mlp.act, &default)?
-    })
-}
-
-fn mamba(c: &Config<'_>, dim: usize, eps: f32) -> Result<Mamba2Spec> {
-    c.only("mamba_hidden_act", "silu")?;
-    let heads = c.count_or("mamba_num_heads", 128)?;
-    let groups = c.count_or("mamba_n_groups", c.count_or("n_groups", 8)?)?;
-    divides(c, "n_groups", groups, heads)?;
-    let proj_bias = bias(c, "use_bias")?;
-    let least = c.positive_or("mamba_dt_min", c.positive_or("time_step_min", 0.001)?)?;
-    Ok(Mamba2Spec {
-        dim,
-        heads,
-        head_dim: c.count_or("mamba_head_dim", 64)?,
-        state: c.count_or("ssm_state_size", 128)?,
-        groups,
-        taps: c.count_or("mamba_d_conv", c.count_or("conv_kernel", 4)?)?,
-        in_bias: proj_bias,
-        out_bias: proj_bias,
-        conv_bias: bias_or(c, "mamba_conv_bias", c.flag("use_conv_bias", true)?)?,
-        // transformers takes this for the least step, not `time_step_limit`.
-        dt_limits: [least as f32, f32::INFINITY],
-        norm: Some(GatedNorm { eps, groups, order: GateOrder::GateFirst }),
-        factors: None,
-    })
 }
 
 /// Under `backbone.`, or since version 5 of transformers under `model.`.
