@@ -256,7 +256,7 @@ fn configurations_of_other_families_without_sense() {
         of("gemma3-linear", json!({"rope_parameters": other}), &["rope_parameters", "full_attention"]),
         of("nemotron-h-moe", json!({"hybrid_override_pattern": "ME*X"}), &["hybrid_override_pattern", "E"]),
         of("nemotron-h-moe", json!({"num_experts_per_tok": 7}), &["num_experts_per_tok", "6 experts"]),
-        of("nemotron-h-latent", json!({"moe_latent_size": 16}), &["fc1_latent_proj", "16"]),
+        of("nemotron-h-latent", json!({"moe_latent_size": 16}), &["experts.0.up_proj", "[16, 24]"]),
         of("gemma4-moe", json!({"num_experts": null}), &["num_experts", "nothing"]),
         of("gemma4-moe", json!({"top_k_experts": 6}), &["top_k_experts", "5 experts"]),
         of("mlx-falcon-h1-4bit-g32", json!({"mlp_bias": true}), &["mlp_bias", "mlx-lm"]),
