@@ -57,8 +57,14 @@ impl Experts for Paced {
     fn stack(&self, matrices: Vec<MlxWeight>) -> Result<MlxWeight> {
         self.0.stack(matrices)
     }
-    fn route(&self, logits: &MlxTensor, bias: Option<&MlxWeight>, how: &Routing) -> Result<Self::Routes> {
-        self.0.route(logits, bias, how)
+    fn route(
+        &self,
+        logits: &MlxTensor,
+        bias: Option<&MlxWeight>,
+        factors: Option<&MlxWeight>,
+        how: &Routing,
+    ) -> Result<Self::Routes> {
+        self.0.route(logits, bias, factors, how)
     }
     fn spread(&self, x: &MlxTensor, routes: &Self::Routes) -> Result<MlxTensor> {
         self.0.spread(x, routes)

@@ -45,12 +45,34 @@ def dequantized(d):
     return out
 
 
-def renamed(tensors, model_type):
+def not_folded(config):
+    """falcon_h1's factors without those that mlx-lm multiplied into the weights."""
+    if config["model_type"] != "falcon_h1":
+        return {}
+    head = config["lm_head_multiplier"] / config["embedding_multiplier"] if config["tie_word_embeddings"] else 1.0
+    ones = ("embedding_multiplier", "attention_out_multiplier", "ssm_in_multiplier", "ssm_out_multiplier", "attention_in_multiplier")
+    return dict({k: 1.0 for k in ones}, lm_head_multiplier=head, mlp_multipliers=[1.0, 1.0], ssm_multipliers=[1.0] * 5)
+
+
+def renamed(tensors, config):
     """Undo what mlx-lm's sanitize did to names and layouts."""
+    model_type = config["model_type"]
+    tensors = {k.replace(".experts.switch_glu.", ".switch_mlp."): v for k, v in tensors.items()}
     if any(".switch_mlp." in k for k in tensors):
         for p in sorted({k.split(".switch_mlp.")[0] for k in tensors if ".switch_mlp." in k}):
-            gate, up, down = (tensors.pop(f"{p}.switch_mlp.{part}_proj.weight") for part in ("gate", "up", "down"))
-            tensors[f"{p}.experts.gate_up_proj"], tensors[f"{p}.experts.down_proj"] = torch.cat([gate, up], 1), down
+            parts = [tensors.pop(f"{p}.switch_mlp.{part}.weight", None) for part in ("gate_proj", "up_proj", "down_proj", "fc1", "fc2")]
+            gate, up, down = (x for x in (parts[:3] if parts[0] is not None else [None, *parts[3:]]))
+            if gate is None:
+                tensors[f"{p}.experts.up_proj"] = up
+            else:
+                tensors[f"{p}.experts.gate_up_proj"] = torch.cat([gate, up], 1)
+            tensors[f"{p}.experts.down_proj"] = down
+    if model_type == "nemotron_h":
+        return {k.replace("backbone.", "model."): v.transpose(1, 2) if "conv1d.weight" in k else v for k, v in tensors.items()}
+    if model_type == "falcon_h1":
+        # Of what attention reads, mlx-lm multiplies queries and keys.
+        read = config["attention_in_multiplier"]
+        return {k: v.transpose(1, 2) if "conv1d.weight" in k else v * read if ".v_proj." in k else v for k, v in tensors.items()}
     if model_type != "gpt2":
         return tensors
     conv1d = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
@@ -72,8 +94,8 @@ def make(name, case, hf, out):
     d.mkdir(parents=True, exist_ok=True)
     save_model(d, model)
     save_config(config, d / "config.json")
-    ref = AutoModelForCausalLM.from_pretrained(src, dtype=torch.float32, attn_implementation="eager").eval()
-    missing, unexpected = ref.load_state_dict(renamed(dequantized(d), config["model_type"]), strict=False)
+    ref = AutoModelForCausalLM.from_pretrained(src, dtype=torch.float32, attn_implementation="eager", **not_folded(config)).eval()
+    missing, unexpected = ref.load_state_dict(renamed(dequantized(d), config), strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
     ref.tie_weights()
     print(f"{name:28s} ok  {write_answer(ref, shuffles(load_file(src / 'golden.safetensors')['input_ids']), d)}", flush=True)

@@ -2,7 +2,17 @@
 
 `python3 recurrent.py` then copies some with parameters as mlx-lm stores them: taps before the channel, norms with the 1 added.
 """
+from moe_variants import corrected
 from variants import S, s, case, rope
+
+
+def bare(t):
+    """Experts as transformers 5 has them in memory: a stack for the way up, one for the way down."""
+    import torch
+    def of(k): return [v for n, v in sorted(t.items()) if n.rsplit(".experts.", 1)[0] == k[0] and n.endswith(f".{k[1]}.weight") and ".experts." in n]
+    stacks = {(k.rsplit(".experts.", 1)[0], part) for k in t if ".experts." in k for part in ("up_proj", "down_proj")}
+    return {**{k: v for k, v in corrected(t).items() if ".experts." not in k}, **{f"{k[0]}.experts.{k[1]}": torch.stack(of(k)) for k in stacks}}
+
 
 MAMBA = dict(hidden_size=32, num_hidden_layers=2, state_size=4, vocab_size=96)
 MAMBA2 = dict(hidden_size=32, num_hidden_layers=2, state_size=8, head_dim=8, num_heads=8, n_groups=2, vocab_size=96, chunk_size=8)
@@ -10,7 +20,9 @@ GDN = dict(num_hidden_layers=4, head_dim=16, linear_num_value_heads=4, linear_nu
 GRANITE = dict(num_hidden_layers=3, layer_types=["mamba", "attention", "mamba"], mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8, mamba_n_groups=2, num_local_experts=0, shared_intermediate_size=32)
 JAMBA = dict(num_hidden_layers=3, attn_layer_period=3, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1, mamba_d_state=4)
 FALCON_H1 = dict(num_hidden_layers=2, mamba_d_ssm=48, mamba_n_heads=6, mamba_d_head=8, mamba_n_groups=2, mamba_d_state=8)
+FALCON_H1_FACTORS = dict(embedding_multiplier=3.0, lm_head_multiplier=0.7, mlp_multipliers=[0.8, 1.3], key_multiplier=0.6, attention_out_multiplier=1.2, attention_in_multiplier=0.9, ssm_multipliers=[0.9, 1.1, 0.8, 1.2, 0.7], ssm_in_multiplier=1.1, ssm_out_multiplier=0.6)
 NEMOTRON_H = dict(hidden_size=32, intermediate_size=48, vocab_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16, ssm_state_size=8, mamba_num_heads=4, mamba_head_dim=8, n_groups=2, chunk_size=8, max_position_embeddings=256)
+NEMOTRON_MOE = dict(NEMOTRON_H, n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=16, moe_shared_expert_intermediate_size=24)
 GRIFFIN = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=1, intermediate_size=64, vocab_size=96, attention_window_size=12)
 
 QWEN_MOE = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=24)
@@ -36,11 +48,21 @@ CASES = {
     "qwen3-next-dense": case("qwen3_next", s(**GDN, num_experts=0, mlp_only_layers=[0, 1, 2, 3], attention_bias=True)),
     "qwen3-5": case("qwen3_5_text", s(**{**GDN, "linear_num_key_heads": 4}, rope_parameters=dict(rope_type="default", rope_theta=5000.0, partial_rotary_factor=0.5))),
     "jamba-dense": case("jamba", s(**JAMBA, num_experts=1)),
-    "falcon-h1": case("falcon_h1", s(**FALCON_H1, embedding_multiplier=3.0, lm_head_multiplier=0.7, mlp_multipliers=[0.8, 1.3], key_multiplier=0.6, attention_out_multiplier=1.2, attention_in_multiplier=0.9, ssm_multipliers=[0.9, 1.1, 0.8, 1.2, 0.7], ssm_in_multiplier=1.1, ssm_out_multiplier=0.6)),
+    "falcon-h1": case("falcon_h1", s(**FALCON_H1, **FALCON_H1_FACTORS)),
     "falcon-h1-norm": case("falcon_h1", s(**FALCON_H1, mamba_rms_norm=True, mamba_norm_before_gate=False, tie_word_embeddings=True)),
     "falcon-h1-norm-first": case("falcon_h1", s(**{**FALCON_H1, "num_hidden_layers": 1}, mamba_rms_norm=True, attention_bias=True, mlp_bias=True, projectors_bias=True)),
     "nemotron-h": case("nemotron_h", dict(**NEMOTRON_H, layers_block_type=["linear_attention", "mlp", "full_attention", "linear_attention"])),
+    # Layers, without a list: Mamba-2, experts, attention, a feed-forward layer.
+    "nemotron-h-moe": case("nemotron_h", dict(NEMOTRON_MOE, n_group=3, topk_group=2, routed_scaling_factor=2.5), tensors=bare, drop=["layers_block_type", "layer_types", "num_hidden_layers"]),
+    "nemotron-h-latent": case("nemotron_h", dict(NEMOTRON_MOE, moe_latent_size=24, mlp_bias=True, norm_topk_prob=False, mlp_hidden_act="silu", layers_block_type=["moe", "linear_attention"]), tensors=corrected, edit=dict(hybrid_override_pattern="EM"), drop=["layers_block_type", "layer_types"]),
+    "base-falcon-h1": case("falcon_h1", s(**{**FALCON_H1, "num_hidden_layers": 1, "mamba_d_ssm": 64, "mamba_n_heads": 8}, **FALCON_H1_FACTORS, tie_word_embeddings=True), edit=dict(head_dim=8)),
+    "base-nemotron-h": case("nemotron_h", dict({**NEMOTRON_MOE, "moe_intermediate_size": 32}, moe_latent_size=32, layers_block_type=["linear_attention", "moe", "full_attention"]), tensors=corrected),
     "recurrent-gemma": case("recurrent_gemma", GRIFFIN, prompt_len=32),
+}
+
+MLX_CASES = {
+    "mlx-nemotron-h-4bit-g32": dict(base="base-nemotron-h", bits=4, group_size=32),
+    "mlx-falcon-h1-4bit-g32": dict(base="base-falcon-h1", bits=4, group_size=32),
 }
 
 

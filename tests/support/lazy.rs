@@ -283,8 +283,14 @@ impl Experts for Lazy {
     fn stack(&self, matrices: Vec<CpuWeight>) -> Result<CpuWeight> {
         self.cpu.stack(matrices)
     }
-    fn route(&self, logits: &Value, bias: Option<&CpuWeight>, how: &Routing) -> Result<Self::Routes> {
-        self.cpu.route(logits.rows(), bias, how)
+    fn route(
+        &self,
+        logits: &Value,
+        bias: Option<&CpuWeight>,
+        factors: Option<&CpuWeight>,
+        how: &Routing,
+    ) -> Result<Self::Routes> {
+        self.cpu.route(logits.rows(), bias, factors, how)
     }
     fn spread(&self, x: &Value, routes: &Self::Routes) -> Result<Value> {
         self.cpu.spread(x.rows(), routes).map(Value::Rows)

@@ -261,16 +261,9 @@ impl<'a> Config<'a> {
     /// # Errors
     /// Another name, or not one for each layer.
     pub fn sliding_layers(&self, layers: usize, default: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
-        let Some(value) = self.get("layer_types") else { return Ok((0..layers).map(default).collect()) };
-        let of = |v: &Value| match v.as_str() {
-            Some("sliding_attention") => Some(true),
-            Some("full_attention") => Some(false),
-            _ => None,
-        };
-        let list = value.as_array().and_then(|a| a.iter().map(of).collect::<Option<Vec<_>>>());
-        list.filter(|l| l.len() == layers).ok_or_else(|| {
-            wrong("layer_types", &format!("{layers} of full_attention or sliding_attention"), Some(value))
-        })
+        let names = ["full_attention", "sliding_attention"];
+        let kinds = self.layer_names("layer_types", layers, &names, |i| names[usize::from(default(i))])?;
+        Ok(kinds.into_iter().map(|kind| kind == names[1]).collect())
     }
 
     /// The rotary embedding of heads of `head_dim` values: `rope_parameters` (its part `layer_type` if it is nested),

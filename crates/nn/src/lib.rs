@@ -42,7 +42,7 @@ pub use mamba2::{GateOrder, GatedNorm, Mamba2, Mamba2Spec};
 pub use mixer::{Mixer, Pass, Tail};
 pub use mla::{Mla, MlaSpec};
 pub use mlp::{Mlp, MlpKind, MlpSpec};
-pub use moe::{Moe, MoeSpec, SharedGate, SharedSpec};
+pub use moe::{ExpertFactors, LatentSpec, Moe, MoeSpec, RouterInput, SharedGate, SharedSpec};
 pub use norm::{Norm, NormKind};
 pub use per_layer::{PerLayer, PerLayerGate, PerLayerSpec};
 pub use rope::{RopeScaling, RopeSpec, RotaryEmbedding};

@@ -65,7 +65,15 @@ impl<B: Backend> Clone for Input<'_, B> {
 
 impl<B: Backend> Copy for Input<'_, B> {}
 
-impl<B: Backend> Input<'_, B> {
+impl<'a, B: Backend> Input<'a, B> {
+    /// The tensor that it is made of.
+    pub fn source(self) -> &'a B::Tensor {
+        match self {
+            Self::Rows(x) | Self::RmsNorm { x, .. } | Self::LayerNorm { x, .. } => x,
+            Self::Gated { gate_up, .. } => gate_up,
+        }
+    }
+
     /// What it stands for, as a tensor.
     ///
     /// # Errors

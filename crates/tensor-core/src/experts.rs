@@ -95,11 +95,13 @@ pub trait Experts: Backend {
     /// Shapes that differ, or formats that differ where the backend can't mix them.
     fn stack(&self, matrices: Vec<Self::Weight>) -> Result<Self::Weight>;
 
-    /// Chooses by `logits: [t, experts]`. `bias: [experts]` is added to scores for the choice only, not in the weights.
+    /// Chooses by `logits: [t, experts]`. `bias: [experts]` is added to scores for the choice only, not in the weights;
+    /// `factors: [experts]` multiply the weights in the end.
     fn route(
         &self,
         logits: &Self::Tensor,
         bias: Option<&Self::Weight>,
+        factors: Option<&Self::Weight>,
         how: &Routing,
     ) -> Result<Self::Routes>;
 

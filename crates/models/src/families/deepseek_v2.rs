@@ -23,7 +23,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     check_choice(c, counts)?;
     let groups = match c.get("topk_method").map_or(Some("greedy"), |v| v.as_str()) {
         Some("greedy") => None,
-        Some("group_limited_greedy") => groups(c, counts, [1, 1], GroupScore::Greatest)?,
+        Some("group_limited_greedy") => groups(c, "n_group", counts, [1, 1], GroupScore::Greatest)?,
         _ => return Err(c.unsupported("topk_method", "greedy or group_limited_greedy")),
     };
     if c.flag("norm_topk_prob", false)? {

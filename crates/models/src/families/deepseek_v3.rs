@@ -1,7 +1,7 @@
 //! DeepSeek V3, R1 and Kimi K2: multi-head latent attention, experts chosen from the best groups.
 
 use rillm_nn::{Bias, MoeSpec, SharedGate, SharedSpec};
-use rillm_tensor_core::{GroupScore, Groups, Score};
+use rillm_tensor_core::{Activation, GroupScore, Groups, Score};
 
 use super::deepseek_v2::{Ranks, latent};
 use super::llama::{DEFAULTS, Defaults, follow};
@@ -50,6 +50,17 @@ pub(super) fn mix(
     default: &Mixture,
     sparse: impl Fn(usize) -> bool,
 ) -> Result<()> {
+    let moe = mixture(c, spec.dim, Activation::Silu, default)?;
+    let shared = number_or(c, "n_shared_experts", default.shared)?;
+    spec.mix(|i, mlp| {
+        let shared = all_use(shared * moe.hidden, mlp.bias);
+        sparse(i).then_some(MoeSpec { dim: mlp.dim, act: mlp.act, shared, ..moe })
+    });
+    Ok(())
+}
+
+/// A mixture by sigmoid with corrections, without what all rows use.
+pub(super) fn mixture(c: &Config<'_>, dim: usize, act: Activation, default: &Mixture) -> Result<MoeSpec> {
     for (key, known) in [("scoring_func", "sigmoid"), ("topk_method", "noaux_tc")] {
         if c.get(key).is_some_and(|v| v.as_str() != Some(known)) {
             return Err(c.unsupported(key, known));
@@ -61,19 +72,13 @@ pub(super) fn mix(
         c.count_or("num_experts_per_tok", default.top_k)?,
     ];
     check_choice(c, counts)?;
-    let shared = number_or(c, "n_shared_experts", default.shared)?;
-    let groups = groups(c, counts, default.groups, GroupScore::TwoGreatest)?;
-    let normalize = c.flag("norm_topk_prob", default.norm)?.then_some(1e-20);
-    let scale = c.number_or("routed_scaling_factor", default.scale)? as f32;
-    spec.mix(|i, mlp| {
-        let mut moe = MoeSpec::new([mlp.dim, hidden], mlp.act, counts);
-        (moe.routing.score, moe.routing.groups) = (Score::Sigmoid, groups);
-        (moe.routing.normalize, moe.routing.scale) = (normalize, scale);
-        moe.correction = Bias::Added;
-        moe.shared = all_use(shared * hidden, mlp.bias);
-        sparse(i).then_some(moe)
-    });
-    Ok(())
+    let mut moe = MoeSpec::new([dim, hidden], act, counts);
+    moe.routing.score = Score::Sigmoid;
+    moe.routing.groups = groups(c, "n_group", counts, default.groups, GroupScore::TwoGreatest)?;
+    moe.routing.normalize = c.flag("norm_topk_prob", default.norm)?.then_some(1e-20);
+    moe.routing.scale = c.number_or("routed_scaling_factor", default.scale)? as f32;
+    moe.correction = Bias::Added;
+    Ok(moe)
 }
 
 /// An expert of width `hidden` that all rows use, if there is one.
@@ -81,18 +86,19 @@ pub(super) fn all_use(hidden: usize, bias: Bias) -> Option<SharedSpec> {
     (hidden > 0).then_some(SharedSpec { hidden, bias, gate: SharedGate::Open })
 }
 
-/// `n_group` and `topk_group`; `None` if there is but one.
+/// The count `key` of groups and `topk_group` of them; `None` if all are.
 pub(super) fn groups(
     c: &Config<'_>,
+    key: &str,
     [experts, top_k]: [usize; 2],
     default: [usize; 2],
     by: GroupScore,
 ) -> Result<Option<Groups>> {
-    let count = c.count_or("n_group", default[0])?;
+    let count = c.count_or(key, default[0])?;
     let chosen = c.count_or("topk_group", default[1])?;
     let size = experts / count;
     if experts % count != 0 || (by == GroupScore::TwoGreatest && size < 2) {
-        return Err(c.unsupported("n_group", &format!("groups of {experts} experts, of two at least")));
+        return Err(c.unsupported(key, &format!("groups of {experts} experts, of two at least")));
     }
     if chosen > count || chosen * size < top_k {
         return Err(c.unsupported("topk_group", &format!("groups of {size} that hold {top_k} experts")));

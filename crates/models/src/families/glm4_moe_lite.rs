@@ -1,7 +1,7 @@
 //! GLM 4.7 Flash: DeepSeek V3 with layers that say whether they are dense.
 
 use super::deepseek_v2::{Ranks, latent};
-use super::deepseek_v3::{Mixture, ignored, mix};
+use super::deepseek_v3::{Mixture, ignored, mix, number_or};
 use super::llama::{DEFAULTS, Defaults, follow};
 use super::qwen3_moe::plain_layout;
 use crate::{Config, DecoderFamily, DecoderSpec, Result};
@@ -20,17 +20,9 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
 }
 
 /// `mlp_layer_types`, where `first_k_dense_replace` of older files means the same.
-fn sparse_layers(c: &Config<'_>, layers: usize) -> Result<Vec<bool>> {
-    let Some(types) = c.get("mlp_layer_types") else {
-        let dense = super::deepseek_v3::number_or(c, "first_k_dense_replace", 1)?;
-        return Ok((0..layers).map(|i| i >= dense).collect());
-    };
-    let of = |v: &serde_json::Value| match v.as_str() {
-        Some("dense") => Some(false),
-        Some("sparse") => Some(true),
-        _ => None,
-    };
-    let list = types.as_array().and_then(|a| a.iter().map(of).collect::<Option<Vec<_>>>());
-    list.filter(|l| l.len() == layers)
-        .ok_or_else(|| c.unsupported("mlp_layer_types", &format!("{layers} of dense or sparse")))
+pub(super) fn sparse_layers(c: &Config<'_>, layers: usize) -> Result<Vec<bool>> {
+    let dense = number_or(c, "first_k_dense_replace", 1)?;
+    let by_index = |i: usize| if i < dense { "dense" } else { "sparse" };
+    let kinds = c.layer_names("mlp_layer_types", layers, &["dense", "sparse"], by_index)?;
+    Ok(kinds.into_iter().map(|kind| kind == "sparse").collect())
 }

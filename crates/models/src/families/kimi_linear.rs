@@ -1,14 +1,15 @@
 //! Kimi Linear: the delta rule with a decay for each value of a key in three layers of four, latent attention without
 //! positions in the others, and experts.
 
-use rillm_nn::{Bias, KimiDeltaSpec, MlaSpec, MlpKind, MlpSpec, MoeSpec, NormKind, SharedGate, SharedSpec};
+use rillm_nn::{Bias, KimiDeltaSpec, MlaSpec, MlpKind, MlpSpec, MoeSpec, NormKind};
 use rillm_nn::{Origin, WeightSource};
-use rillm_tensor_core::{Activation, GroupScore, Groups, Score};
+use rillm_tensor_core::{Activation, GroupScore, Score};
 
-use super::deepseek_v3::number_or;
+use super::deepseek_v3::{all_use, groups, number_or};
+use super::glm4_moe_lite::sparse_layers;
 use super::llama::{bias, layer_count_or};
 use super::mixtral::check_choice;
-use crate::experts::{self, ExpertNames, Fused, PLAIN};
+use crate::experts::{self, ExpertNames, PLAIN};
 use crate::names::layer_of;
 use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, Layout, MixerSpec, Result};
 
@@ -23,18 +24,12 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let (mla, moe) = (latent(c, dim)?, mixture(c, dim, act)?);
     let hidden = c.count_or("intermediate_size", 9216)?;
     let mlp = MlpSpec { kind: MlpKind::Gated, dim, hidden, act, bias: Bias::None, gate_factor: None };
-    let dense = number_or(c, "first_k_dense_replace", 1)?;
-    let by_index = |i: usize| if i < dense { "dense" } else { "sparse" };
-    let feed_forward = c.layer_names("mlp_layer_types", n, &["dense", "sparse"], by_index)?;
-    let layer = |(linear, feed_forward): (bool, &str)| {
+    let layer = |(linear, sparse): (bool, bool)| {
         let attention = match linear {
             true => MixerSpec::KimiDelta(delta),
             false => MixerSpec::Mla(mla.clone()),
         };
-        let feed_forward = match feed_forward {
-            "dense" => MixerSpec::Mlp(mlp),
-            _ => MixerSpec::Moe(moe),
-        };
+        let feed_forward = if sparse { MixerSpec::Moe(moe) } else { MixerSpec::Mlp(mlp) };
         let first = BranchSpec::normed("self_attn", attention, "input_layernorm", norm);
         let second = BranchSpec::normed("mlp", feed_forward, "post_attention_layernorm", norm);
         LayerSpec(vec![vec![first].into(), vec![second].into()])
@@ -46,7 +41,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         learned_positions: None,
         embed_scale: None,
         per_layer: None,
-        layers: linear.into_iter().zip(feed_forward).map(layer).collect(),
+        layers: linear.into_iter().zip(sparse_layers(c, n)?).map(layer).collect(),
         norm,
         head: HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
     })
@@ -113,27 +108,14 @@ fn mixture(c: &Config<'_>, dim: usize, act: Activation) -> Result<MoeSpec> {
     let hidden = c.count_or("moe_intermediate_size", 1024)?;
     let mut moe = MoeSpec::new([dim, hidden], act, counts);
     moe.routing.score = Score::Sigmoid;
-    moe.routing.groups = groups(c, counts, either("num_expert_group", "n_group"))?;
+    let key = either("num_expert_group", "n_group");
+    moe.routing.groups = groups(c, key, counts, [1, 1], GroupScore::TwoGreatest)?;
     moe.routing.normalize = c.flag(either("moe_renormalize", "norm_topk_prob"), true)?.then_some(1e-20);
     moe.routing.scale = c.number_or("routed_scaling_factor", 2.446)? as f32;
     moe.correction = Bias::Added;
     let shared = number_or(c, either("num_shared_experts", "n_shared_experts"), 1)?;
-    let all = SharedSpec { hidden: shared * hidden, bias: Bias::None, gate: SharedGate::Open };
-    moe.shared = (shared > 0).then_some(all);
+    moe.shared = all_use(shared * hidden, Bias::None);
     Ok(moe)
-}
-
-/// The groups that experts are chosen from.
-fn groups(c: &Config<'_>, [experts, top_k]: [usize; 2], key: &str) -> Result<Option<Groups>> {
-    let (count, chosen) = (c.count_or(key, 1)?, c.count_or("topk_group", 1)?);
-    let size = experts / count;
-    if experts % count != 0 || size < 2 {
-        return Err(c.unsupported(key, &format!("groups of {experts} experts, of two at least")));
-    }
-    if chosen > count || chosen * size < top_k {
-        return Err(c.unsupported("topk_group", &format!("groups of {size} that hold {top_k} experts")));
-    }
-    Ok((chosen < count).then_some(Groups { count, chosen, by: GroupScore::TwoGreatest }))
 }
 
 /// The files of Moonshot say `block_sparse_moe` for mixtures; transformers gathers the parts of the forget gate, and the
@@ -145,7 +127,7 @@ fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
     let apart = any(".mlp.e_score_correction_bias");
     let inside: &[(&str, &str)] =
         if apart { &[("gate.e_score_correction_bias", "e_score_correction_bias")] } else { &[] };
-    let experts = experts::layout(spec, source, ExpertNames { module, inside, fused: Fused::Halves });
+    let experts = experts::layout(spec, source, ExpertNames { module, inside, ..PLAIN });
     // transformers calls dense feed-forward layers so, too.
     let dense_too = any(".block_sparse_moe.gate_proj.");
     let (gathered, mlx) = (any(".forget_gate."), any(".q_conv.conv."));

@@ -7,7 +7,7 @@ use rillm_tensor_core::{Pairing, Score, Weigh};
 
 use super::llama::{DEFAULTS, Defaults, bias, biases, follow};
 use super::mixtral::{check_choice, experts_of};
-use crate::experts::{self, ExpertNames, Fused};
+use crate::experts::{self, ExpertNames, Fused, PLAIN};
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Result};
 
 pub(super) const FAMILY: DecoderFamily =
@@ -96,6 +96,7 @@ fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
         module: "feed_forward",
         inside: &[("gate", "router"), ("shared_experts", "shared_expert")],
         fused: Fused::TransposedHalves,
+        ..PLAIN
     };
     experts::layout(spec, source, names)
 }

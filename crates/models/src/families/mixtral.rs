@@ -3,7 +3,7 @@
 use rillm_nn::{MoeSpec, WeightSource};
 
 use super::llama::{DEFAULTS, Defaults, follow};
-use crate::experts::{self, ExpertNames, Fused};
+use crate::experts::{self, ExpertNames, PLAIN};
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily { layout, ..DecoderFamily::new(&["mixtral"], spec) };
@@ -39,14 +39,14 @@ pub(super) fn experts_of(c: &Config<'_>, key: &str, default: usize) -> Result<us
 /// Whether so many experts can be chosen.
 pub(super) fn check_choice(c: &Config<'_>, [experts, top_k]: [usize; 2]) -> Result<()> {
     if top_k > experts {
-        let key = if c.has("moe_k") { "moe_k" } else { "num_experts_per_tok" };
+        let key =
+            ["moe_k", "top_k_experts"].into_iter().find(|key| c.has(key)).unwrap_or("num_experts_per_tok");
         return Err(c.unsupported(key, &format!("at most the {experts} experts")));
     }
     Ok(())
 }
 
-pub(super) const NAMES: ExpertNames =
-    ExpertNames { module: "block_sparse_moe", inside: &[], fused: Fused::Halves };
+pub(super) const NAMES: ExpertNames = ExpertNames { module: "block_sparse_moe", ..PLAIN };
 
 pub(super) fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
     experts::layout(spec, source, NAMES)

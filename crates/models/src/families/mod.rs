@@ -64,13 +64,13 @@ mod smollm3;
 mod stablelm;
 mod starcoder2;
 
-use rillm_tensor_core::Backend;
+use rillm_tensor_core::FullBackend;
 
 use crate::{DecoderFamily, Family, FamilyInfo};
 
-/// Families with a model of their own.
-pub(crate) fn others<B: Backend>() -> [Box<dyn Family<B>>; 1] {
-    [Box::new(gemma3n_text::Gemma3n)]
+/// Families with a model of their own, or with weights that say how to read the configuration.
+pub(crate) fn others<B: FullBackend>() -> [Box<dyn Family<B>>; 2] {
+    [Box::new(gemma3n_text::Gemma3n), Box::new(falcon_h1::FalconH1)]
 }
 
 /// Every family of this crate.
@@ -156,7 +156,7 @@ pub(crate) const MODELS: &[FamilyInfo] = &[
     FamilyInfo { model_type: "gemma2", models: "Gemma 2" },
     FamilyInfo { model_type: "gemma3_text", models: "Gemma 3, text" },
     FamilyInfo { model_type: "gemma3n_text", models: "Gemma 3n, text" },
-    FamilyInfo { model_type: "gemma4_text", models: "Gemma 4, text, dense" },
+    FamilyInfo { model_type: "gemma4_text", models: "Gemma 4, text" },
     FamilyInfo { model_type: "glm", models: "GLM-4-9B" },
     FamilyInfo { model_type: "glm4", models: "GLM-4-0414" },
     FamilyInfo { model_type: "glm4_moe", models: "GLM-4.5, 4.6, 4.7" },
@@ -186,7 +186,7 @@ pub(crate) const MODELS: &[FamilyInfo] = &[
     FamilyInfo { model_type: "mistral", models: "Mistral" },
     FamilyInfo { model_type: "mixtral", models: "Mixtral" },
     FamilyInfo { model_type: "nemotron", models: "Nemotron-3 8B, Nemotron-4, Minitron" },
-    FamilyInfo { model_type: "nemotron_h", models: "Nemotron-H, Nemotron Nano 2" },
+    FamilyInfo { model_type: "nemotron_h", models: "Nemotron-H, Nemotron Nano 2, Nemotron 3" },
     FamilyInfo { model_type: "olmo", models: "OLMo 1" },
     FamilyInfo { model_type: "olmo2", models: "OLMo 2" },
     FamilyInfo { model_type: "olmo3", models: "OLMo 3" },

@@ -75,6 +75,15 @@ impl CpuWeight {
     }
 }
 
+/// One value for each of `n` experts.
+fn for_each(w: Option<&CpuWeight>, n: usize) -> Result<Option<&[f32]>> {
+    let values = w.map(|w| w.vector("route")).transpose()?;
+    match values.filter(|values| values.len() != n) {
+        Some(other) => Err(shape("route", [1, other.len()], [1, n])),
+        None => Ok(values),
+    }
+}
+
 impl Experts for Cpu {
     type Routes = CpuRoutes;
 
@@ -91,19 +100,27 @@ impl Experts for Cpu {
         Ok(CpuWeight(Stored::Stack(matrices)))
     }
 
-    fn route(&self, logits: &CpuTensor, bias: Option<&CpuWeight>, how: &Routing) -> Result<CpuRoutes> {
+    fn route(
+        &self,
+        logits: &CpuTensor,
+        bias: Option<&CpuWeight>,
+        factors: Option<&CpuWeight>,
+        how: &Routing,
+    ) -> Result<CpuRoutes> {
         how.check(logits.cols)?;
-        let bias = bias.map(|b| b.vector("route")).transpose()?;
-        if let Some(bias) = bias.filter(|b| b.len() != logits.cols) {
-            return Err(shape("route", [1, bias.len()], [1, logits.cols]));
-        }
+        let (bias, factors) = (for_each(bias, logits.cols)?, for_each(factors, logits.cols)?);
         let n = logits.rows.saturating_mul(how.top_k);
         if u32::try_from(n).is_err() {
             return Err(Error::OutOfMemory { what: "routes", bytes: n.saturating_mul(size_of::<Pair>()) });
         }
         let x = rows("route", logits)?;
         let mut pairs = SmallVec::from_elem(Pair::default(), n);
-        self.each_run(&mut pairs, how.top_k, |i, pairs| choose(x.row(i), bias, how, pairs));
+        self.each_run(&mut pairs, how.top_k, |i, pairs| {
+            choose(x.row(i), bias, how, pairs);
+            for pair in pairs {
+                pair.weight *= factors.map_or(1.0, |factors| factors[pair.expert as usize]);
+            }
+        });
         Ok(CpuRoutes::new(pairs, logits.cols, how))
     }
 

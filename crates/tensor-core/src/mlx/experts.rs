@@ -106,9 +106,7 @@ fn choose(logits: &Array, bias: Option<&Array>, how: &Routing) -> Result<[Array;
                 _ => logits.clone(),
             };
             let mut choice = match bias {
-                Some(bias) => {
-                    scores.add(bias.as_dtype(Dtype::Float32).map_err(exception)?).map_err(exception)?
-                }
+                Some(bias) => scores.add(bias).map_err(exception)?,
                 None => scores.clone(),
             };
             if let Some(groups) = &how.groups {
@@ -150,21 +148,32 @@ impl Experts for Mlx {
         MlxWeight::stack(&matrices)
     }
 
-    fn route(&self, logits: &MlxTensor, bias: Option<&MlxWeight>, how: &Routing) -> Result<MlxRoutes> {
+    fn route(
+        &self,
+        logits: &MlxTensor,
+        bias: Option<&MlxWeight>,
+        factors: Option<&MlxWeight>,
+        how: &Routing,
+    ) -> Result<MlxRoutes> {
         let [t, count] = logits.shape();
         how.check(count)?;
-        let bias = bias.map(|b| b.vector("route")).transpose()?;
-        if let Some(bias) = bias.filter(|b| b.size() != count) {
-            return Err(shape("route", [1, bias.size()], [1, count]));
-        }
+        let vector = |w: &MlxWeight| match w.vector("route")? {
+            values if values.size() == count => values.as_dtype(Dtype::Float32).map_err(exception),
+            values => Err(shape("route", [1, values.size()], [1, count])),
+        };
+        let (bias, factors) = (bias.map(vector).transpose()?, factors.map(vector).transpose()?);
         let logits = logits.array(self)?.as_dtype(Dtype::Float32).map_err(exception)?;
         let (top_k, pairs) = (how.top_k, dim(t * how.top_k)?);
-        let [chosen, weights] = if t == 0 {
+        let [chosen, mut weights] = if t == 0 {
             let none = |dtype| ops::zeros_dtype(&[0, dim(top_k)?], dtype).map_err(exception);
             [none(Dtype::Uint32)?, none(Dtype::Float32)?]
         } else {
-            choose(&logits, bias, how)?
+            choose(&logits, bias.as_ref(), how)?
         };
+        if let Some(factors) = factors {
+            let own = factors.take_axis(&chosen, 0);
+            weights = own.and_then(|own| weights.multiply(own)).map_err(exception)?;
+        }
         let mut experts = chosen.reshape(&[pairs]).map_err(exception)?;
         let mut sorting = None;
         if t * top_k >= SORTED {

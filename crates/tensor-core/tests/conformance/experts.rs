@@ -90,7 +90,11 @@ fn mixture<B: Experts>(
     let (logits, correction) = (random.values(t * EXPERTS, 2.0), random.values(EXPERTS, 0.3));
     let correction = matches!(how.score, Score::Softmax | Score::Sigmoid).then_some(&correction[..]);
     let corrected = correction.map(|c| vector(be, c));
-    let routes = be.route(&tensor(be, &logits, EXPERTS), corrected.as_ref(), how).unwrap();
+    let factors: Vec<f32> = random.values(EXPERTS, 0.3).into_iter().map(|x| 1.0 + x).collect();
+    let factors = (how.score == Score::Softmax).then_some(&factors[..]);
+    let packed_factors = factors.map(|f| vector(be, f));
+    let logits_rows = tensor(be, &logits, EXPERTS);
+    let routes = be.route(&logits_rows, corrected.as_ref(), packed_factors.as_ref(), how).unwrap();
     let pairs = be.spread(&tensor(be, &x, cols), &routes).unwrap();
     assert_eq!(be.shape(&pairs), [t * how.top_k, cols]);
     let y = be.linear_experts(Input::Rows(&pairs), &packed, Some(&bias), &routes).unwrap();
@@ -106,6 +110,7 @@ fn mixture<B: Experts>(
         for o in 0..out {
             let (mut wanted, mut allowed) = (0.0, 1e-6);
             for &(e, weight) in &chosen {
+                let weight = weight * factors.map_or(1.0, |f| f64::from(f[e]));
                 let w = &w[e][o * cols..][..cols];
                 let [before, after] = match how.weigh {
                     Weigh::Results => [1.0, weight],
@@ -175,16 +180,17 @@ fn wrong<B: Experts>(be: &B, random: &mut Random) {
     let how = PLAIN;
     is_shape(
         "more than there are",
-        be.route(&logits, None, &Routing { top_k: 5, ..how }).map(drop).unwrap_err(),
+        be.route(&logits, None, None, &Routing { top_k: 5, ..how }).map(drop).unwrap_err(),
     );
-    is_shape("none", be.route(&logits, None, &Routing { top_k: 0, ..how }).map(drop).unwrap_err());
+    is_shape("none", be.route(&logits, None, None, &Routing { top_k: 0, ..how }).map(drop).unwrap_err());
     let groups = |count, chosen| Some(Groups { count, chosen, by: GroupScore::Greatest });
     for groups in [groups(3, 1), groups(4, 1), groups(2, 3), groups(0, 0)] {
-        is_shape("groups", be.route(&logits, None, &Routing { groups, ..how }).map(drop).unwrap_err());
+        is_shape("groups", be.route(&logits, None, None, &Routing { groups, ..how }).map(drop).unwrap_err());
     }
     let bias = vector(be, &[0.0; 3]);
-    is_shape("bias", be.route(&logits, Some(&bias), &how).map(drop).unwrap_err());
-    let routes = be.route(&logits, None, &how).unwrap();
+    is_shape("bias", be.route(&logits, Some(&bias), None, &how).map(drop).unwrap_err());
+    is_shape("factors", be.route(&logits, None, Some(&bias), &how).map(drop).unwrap_err());
+    let routes = be.route(&logits, None, None, &how).unwrap();
     is_shape("rows", be.spread(&tensor(be, &[0.0; 8], 8), &routes).map(drop).unwrap_err());
     let pairs = be.spread(&x, &routes).unwrap();
     let product = |x, w| be.linear_experts(Input::Rows(x), w, None, &routes).map(drop);
@@ -212,7 +218,7 @@ fn bits_of_a_row_are_its_own() {
         let (t, x, logits) = (50, random.values(50 * 96, 1.0), random.values(50 * EXPERTS, 2.0));
         let run = |rows: Range<usize>| -> Vec<u32> {
             let part = |all: &[f32], cols: usize| tensor(&be, &all[rows.start * cols..rows.end * cols], cols);
-            let routes = be.route(&part(&logits, EXPERTS), None, &PLAIN).unwrap();
+            let routes = be.route(&part(&logits, EXPERTS), None, None, &PLAIN).unwrap();
             let pairs = be.spread(&part(&x, 96), &routes).unwrap();
             let y = be.linear_experts(Input::Rows(&pairs), &w, None, &routes).unwrap();
             values(&be, &be.combine(y, &routes, None).unwrap()).iter().map(|x| x.to_bits()).collect()

@@ -111,8 +111,14 @@ impl<B: Experts> Experts for Plain<B> {
     fn stack(&self, matrices: Vec<B::Weight>) -> Result<B::Weight> {
         self.0.stack(matrices)
     }
-    fn route(&self, logits: &B::Tensor, bias: Option<&B::Weight>, how: &Routing) -> Result<B::Routes> {
-        self.0.route(logits, bias, how)
+    fn route(
+        &self,
+        logits: &B::Tensor,
+        bias: Option<&B::Weight>,
+        factors: Option<&B::Weight>,
+        how: &Routing,
+    ) -> Result<B::Routes> {
+        self.0.route(logits, bias, factors, how)
     }
     fn spread(&self, x: &B::Tensor, routes: &B::Routes) -> Result<B::Tensor> {
         self.0.spread(x, routes)
