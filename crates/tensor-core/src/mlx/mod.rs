@@ -13,6 +13,7 @@ mod cuda;
 mod experts;
 mod fusion;
 mod raw;
+mod recurrent;
 mod rope;
 mod sample;
 mod tensor;
@@ -36,8 +37,8 @@ use self::weight::{Matrix, dims};
 use crate::backend::project_in_parts;
 use crate::cpu::Precision;
 use crate::{
-    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, KvLayout, Recurrent, Result,
-    Rope, Sampling,
+    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, KvLayout, Result, Rope,
+    Sampling,
 };
 
 pub use self::builder::{MlxBuilder, MlxDevice};
@@ -272,9 +273,6 @@ fn activated(act: Activation, x: &Array) -> mlx_rs::error::Result<Array> {
         }
     }
 }
-
-/// Computed on the host.
-impl Recurrent for Mlx {}
 
 impl Backend for Mlx {
     type Tensor = MlxTensor;
