@@ -313,7 +313,9 @@ impl Backend for Mlx {
     }
 
     fn tensor_bytes(&self, x: &MlxTensor) -> usize {
-        x.shape()[0] * x.shape()[1] * raw::size_of_dtype(self.dtype())
+        // States are `f32` whatever activations are.
+        let dtype = x.made().map_or(self.dtype(), Array::dtype);
+        x.shape()[0] * x.shape()[1] * raw::size_of_dtype(dtype)
     }
 
     fn embed(&self, table: &MlxWeight, ids: Ids<'_, Self>) -> Result<MlxTensor> {

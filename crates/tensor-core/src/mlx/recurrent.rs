@@ -18,8 +18,8 @@ use crate::{LinearAttention, Recurrent, Result, RgLru, SelectiveScan, ShortConv,
 
 type Done = Result<(MlxTensor, States<MlxTensor>)>;
 
-/// What mlx-rs gives; [`exception`] makes it ours.
-type Made = mlx_rs::error::Result<Array>;
+/// What mlx-rs gives; [`exception`] makes an error of it ours.
+type Made<T = Array> = mlx_rs::error::Result<T>;
 
 /// `x` in `f32`.
 fn single(be: &Mlx, x: &MlxTensor) -> Result<Array> {
@@ -68,6 +68,11 @@ fn after(all: &Array, spans: usize, [rows, cols]: [usize; 2]) -> Result<States<M
     let (n, rows, cols) = (dim(spans)?, dim(rows)?, dim(cols)?);
     let all = all.reshape(&[n * rows, cols]).map_err(exception)?;
     (0..n).map(|i| self::rows(&all, i * rows, (i + 1) * rows).map(MlxTensor::from)).collect()
+}
+
+/// `x` in memory of its own: a state that is a few rows of many would keep all of them.
+fn alone(x: &Array) -> Result<Array> {
+    x.contiguous().map_err(exception)
 }
 
 /// A result without rows.

@@ -35,7 +35,7 @@ pub(super) fn prefill(x: &Operands, range: Range<i32>, state: Array) -> Result<(
     let mut state = state.reshape(&[groups, shared, 1, n, width]).map_err(exception)?;
     let mut parts = Vec::new();
     for from in range.clone().step_by(most as usize) {
-        let to = range.end.min(from + most);
+        let to = range.end.min(from.saturating_add(most));
         let layout = Layout { from, to, chunk };
         let chunks = Chunks::new(&triangle, x, &layout)?;
         let (states, after) = chunks.states(state).map_err(exception)?;
@@ -99,7 +99,7 @@ impl Chunks {
         };
         let since = since_start(&decay, layout.chunk).map_err(exception)?;
         let whole = slice_axis(&since, 3, layout.chunk - 1..layout.chunk, 1)?;
-        let make = || -> mlx_rs::error::Result<Self> {
+        let make = || -> Made<Self> {
             let decays = Decays::new(triangle, &decay)?;
             let until = until_end(&decay, layout.chunk)?;
             // What is left at the end of the chunk of a key, for values to be multiplied with.
@@ -140,7 +140,7 @@ impl Chunks {
     }
 
     /// The states that chunks begin with, and that after the last.
-    fn states(&self, start: Array) -> mlx_rs::error::Result<(Array, Array)> {
+    fn states(&self, start: Array) -> Made<(Array, Array)> {
         let count = self.news.dim(2);
         let each = |x: &Array| x.split_equal(count, 2);
         let (decay, news) = (each(&self.decay)?, each(&self.news)?);

@@ -2,7 +2,7 @@
 
 use mlx_rs::{Array, ops};
 
-use super::{Done, Made, after, before, below, is_step, rows, single};
+use super::{Done, Made, after, alone, before, below, is_step, rows, single};
 use crate::mlx::raw::slice_axis;
 use crate::mlx::{Mlx, MlxTensor, activated, dim, exception, tensor};
 use crate::{Activation, Result, ShortConv, StateSpan, States};
@@ -38,7 +38,10 @@ pub(super) fn short_conv(
                 seen = ops::concatenate(&[state, seen], 0).map_err(exception)?;
             }
             y.push(convolved(&seen, &taps, t)?);
-            states.push(slice_axis(&seen, 0, t..t + kept, 1)?.into());
+            states.push(match kept {
+                0 => tensor(ops::zeros_dtype(&[0, width], seen.dtype()))?,
+                _ => alone(&rows(&seen, t, t + kept)?)?.into(),
+            });
         }
     }
     let finish = || -> Made {

@@ -3,7 +3,7 @@
 
 use mlx_rs::{Array, ops};
 
-use super::{number, single, softplus};
+use super::{Made, number, single, softplus};
 use crate::mlx::{Mlx, MlxTensor, dim, exception};
 use crate::recurrent::AttentionDims;
 use crate::{LinearAttention, Result, Rule};
@@ -34,61 +34,70 @@ pub(super) struct Erase {
 
 impl Operands {
     pub(super) fn new(be: &Mlx, p: &LinearAttention<'_, MlxTensor>, dims: AttentionDims) -> Result<Self> {
-        let (t, groups, shared) = (dim(dims.t)?, dim(dims.key_heads)?, dim(dims.heads / dims.key_heads)?);
-        let (n, width, decays) = (dim(dims.key_dim)?, dim(dims.value_dim)?, dim(dims.decays)?);
-        let [q, k, v] = [single(be, p.q)?, single(be, p.k)?, single(be, p.v)?];
-        let given = match &p.rule {
-            Rule::Constant { decay } => vec![single(be, decay)?],
-            Rule::Ssd { dt, dt_bias, a, d, .. } => all(be, &[dt, dt_bias, a, d])?,
-            Rule::Delta { gate, dt_bias, a, beta } => all(be, &[gate, dt_bias, a, beta])?,
-            Rule::Wkv7 { decay, a, b } => all(be, &[decay, a, b])?,
-        };
-        // Parameters have one row, which broadcasts.
-        let heads = |x: &Array, width: i32| x.reshape(&[x.dim(0), groups, shared, width]);
-        let make = || -> mlx_rs::error::Result<Self> {
-            let [q, k] = [q.reshape(&[t, groups, 1, n])?, k.reshape(&[t, groups, 1, n])?];
-            let v = heads(&v, width)?;
-            let sizes = [groups, shared, n, width];
-            let plain = Self { q, k, v, decay: number(1.0), erase: None, skip: None, sizes };
-            Ok(match (&p.rule, given.as_slice()) {
-                (Rule::Constant { .. }, [decay]) => {
-                    let decay = ops::broadcast_to(heads(decay, 1)?, &[t, groups, shared, 1])?;
-                    Self { decay, ..plain }
-                }
-                (Rule::Ssd { limits, .. }, [dt, dt_bias, a, d]) => {
-                    let dt = ops::maximum(softplus(dt.add(dt_bias)?)?, number(limits[0]))?;
-                    let dt = ops::minimum(dt, number(limits[1]))?;
-                    let decay = heads(&dt.multiply(a)?.exp()?, 1)?;
-                    let v = heads(&dt, 1)?.multiply(&plain.v)?;
-                    let skip = heads(d, 1)?.multiply(&plain.v)?;
-                    Self { decay, v, skip: Some(skip), ..plain }
-                }
-                (Rule::Delta { .. }, [gate, dt_bias, a, beta]) => {
-                    let steps = heads(&softplus(gate.add(dt_bias)?)?, decays)?;
-                    let beta = heads(&ops::sigmoid(beta)?, 1)?;
-                    let erase = Erase { lookup: plain.k.multiply(&beta)?, at: None };
-                    let decay = steps.multiply(heads(a, 1)?)?.exp()?;
-                    Self { decay, v: plain.v.multiply(beta)?, erase: Some(erase), ..plain }
-                }
-                (Rule::Wkv7 { .. }, [decay, a, b]) => {
-                    let decay = ops::sigmoid(decay)?.multiply(number(-WKV7))?.exp()?;
-                    // It is looked up before the decay, which is never near zero.
-                    let lookup = a.divide(decay.negative()?)?;
-                    let erase = Erase { lookup: heads(&lookup, n)?, at: Some(heads(b, n)?) };
-                    Self { decay: heads(&decay, n)?, erase: Some(erase), ..plain }
-                }
-                _ => plain,
-            })
-        };
-        make().map_err(exception)
+        let (groups, shared) = (dim(dims.key_heads)?, dim(dims.heads / dims.key_heads)?);
+        let sizes = [groups, shared, dim(dims.key_dim)?, dim(dims.value_dim)?];
+        let of = |x: &MlxTensor| single(be, x);
+        let plain = Self::plain([of(p.q)?, of(p.k)?, of(p.v)?], sizes).map_err(exception)?;
+        match &p.rule {
+            Rule::Constant { decay } => plain.constant(&of(decay)?),
+            Rule::Ssd { dt, dt_bias, a, d, limits } => {
+                plain.ssd([of(dt)?, of(dt_bias)?, of(a)?, of(d)?], *limits)
+            }
+            Rule::Delta { gate, dt_bias, a, beta } => {
+                plain.delta([of(gate)?, of(dt_bias)?, of(a)?, of(beta)?], dim(dims.decays)?)
+            }
+            Rule::Wkv7 { decay, a, b } => plain.wkv7([of(decay)?, of(a)?, of(b)?]),
+        }
+        .map_err(exception)
     }
 
     /// Key heads, heads of values for each, and the shape of a state.
     pub(super) fn state_shape(&self) -> [i32; 4] {
         self.sizes
     }
-}
 
-fn all(be: &Mlx, xs: &[&MlxTensor]) -> Result<Vec<Array>> {
-    xs.iter().map(|x| single(be, x)).collect()
+    /// Before its rule.
+    fn plain([q, k, v]: [Array; 3], sizes: [i32; 4]) -> Made<Self> {
+        let [groups, shared, n, width] = sizes;
+        let [q, k] = [q, k].map(|x| x.reshape(&[x.dim(0), groups, 1, n]));
+        let v = v.reshape(&[v.dim(0), groups, shared, width])?;
+        Ok(Self { q: q?, k: k?, v, decay: number(1.0), erase: None, skip: None, sizes })
+    }
+
+    /// `x: [rows, heads * width]` by heads. Parameters have one row, which broadcasts.
+    fn heads(&self, x: &Array, width: i32) -> Made<Array> {
+        x.reshape(&[x.dim(0), self.sizes[0], self.sizes[1], width])
+    }
+
+    fn constant(self, decay: &Array) -> Made<Self> {
+        let [groups, shared, ..] = self.sizes;
+        let decay = ops::broadcast_to(self.heads(decay, 1)?, &[self.k.dim(0), groups, shared, 1])?;
+        Ok(Self { decay, ..self })
+    }
+
+    fn ssd(self, [dt, dt_bias, a, d]: [Array; 4], [least, most]: [f32; 2]) -> Made<Self> {
+        let dt = ops::maximum(softplus(dt.add(dt_bias)?)?, number(least))?;
+        let dt = ops::minimum(dt, number(most))?;
+        let decay = self.heads(&dt.multiply(a)?.exp()?, 1)?;
+        let v = self.heads(&dt, 1)?.multiply(&self.v)?;
+        let skip = self.heads(&d, 1)?.multiply(&self.v)?;
+        Ok(Self { decay, v, skip: Some(skip), ..self })
+    }
+
+    fn delta(self, [gate, dt_bias, a, beta]: [Array; 4], decays: i32) -> Made<Self> {
+        let steps = self.heads(&softplus(gate.add(dt_bias)?)?, decays)?;
+        let decay = steps.multiply(self.heads(&a, 1)?)?.exp()?;
+        let beta = self.heads(&ops::sigmoid(beta)?, 1)?;
+        let erase = Erase { lookup: self.k.multiply(&beta)?, at: None };
+        Ok(Self { decay, v: self.v.multiply(beta)?, erase: Some(erase), ..self })
+    }
+
+    fn wkv7(self, [decay, a, b]: [Array; 3]) -> Made<Self> {
+        let n = self.sizes[2];
+        let decay = ops::sigmoid(decay)?.multiply(number(-WKV7))?.exp()?;
+        // It is looked up before the decay, which is never near zero, and added, not taken.
+        let lookup = a.divide(decay.negative()?)?;
+        let erase = Erase { lookup: self.heads(&lookup, n)?, at: Some(self.heads(&b, n)?) };
+        Ok(Self { decay: self.heads(&decay, n)?, erase: Some(erase), ..self })
+    }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use mlx_rs::{Array, ops};
 
-use super::{Done, Made, after, before, below, is_step, number, rows, single, softplus};
+use super::{Done, Made, after, alone, before, below, is_step, number, rows, single, softplus};
 use crate::mlx::raw::slice_axis;
 use crate::mlx::{Mlx, MlxTensor, dim, exception};
 use crate::{Result, RgLru, SelectiveScan, StateSpan, States};
@@ -23,8 +23,7 @@ fn scan(a: &Array, b: &Array, start: &Array) -> Result<Array> {
     let every_second = |x: &Array, from: i32| slice_axis(x, 0, from..t, 2);
     let ([a0, b0], [a1, b1]) =
         ([every_second(a, 0)?, every_second(b, 0)?], [every_second(a, 1)?, every_second(b, 1)?]);
-    let both =
-        || -> mlx_rs::error::Result<[Array; 2]> { Ok([a1.multiply(&a0)?, a1.multiply(&b0)?.add(&b1)?]) };
+    let both = || -> Made<[Array; 2]> { Ok([a1.multiply(&a0)?, a1.multiply(&b0)?.add(&b1)?]) };
     let [a, b] = both().map_err(exception)?;
     let odd = scan(&a, &b, start)?;
     let previous = if t == 2 {
@@ -77,7 +76,7 @@ fn run(
             y.push(recurrence.read(at..at + t, all)?);
             at += t;
         }
-        states.extend(after(&h, 1, shape)?);
+        states.extend(after(&alone(&h)?, 1, shape)?);
     }
     Ok((below(y).map_err(exception)?, states))
 }
@@ -96,7 +95,7 @@ impl Recurrence for Selective {
     fn entering(&self, range: Range<i32>) -> Result<[Array; 2]> {
         let part = |x: &Array| rows(x, range.start, range.end);
         let (x, dt, b) = (part(&self.x)?, part(&self.dt)?, part(&self.b)?);
-        let made = || -> mlx_rs::error::Result<[Array; 2]> {
+        let made = || -> Made<[Array; 2]> {
             let [x, dt, b] = [x.expand_dims(1)?, dt.expand_dims(1)?, b.expand_dims(2)?];
             Ok([dt.multiply(&self.a)?.exp()?, dt.multiply(x)?.multiply(b)?])
         };
@@ -165,7 +164,7 @@ pub(super) fn rg_lru(
     let is_first = is_first.transpose()?;
     let (x, input) = (single(be, x)?, single(be, p.input)?);
     let (recurrent, param) = (single(be, p.recurrent)?, single(be, p.param)?);
-    let gates = || -> mlx_rs::error::Result<Lru> {
+    let gates = || -> Made<Lru> {
         let rate = softplus(param)?.multiply(number(-8.0))?;
         let log = ops::sigmoid(recurrent)?.multiply(rate)?;
         let mut factor = ops::expm1(log.multiply(number(2.0))?)?.negative()?.sqrt()?;

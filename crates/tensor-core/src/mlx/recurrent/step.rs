@@ -2,10 +2,11 @@
 
 use mlx_rs::Array;
 
+use super::Made;
 use super::operands::{Erase, Operands};
 
 /// `y` and the new states, both `[t, key heads, heads for each, .., value_dim]`, for `state` of that shape.
-pub(super) fn step(x: &Operands, state: &Array) -> mlx_rs::error::Result<[Array; 2]> {
+pub(super) fn step(x: &Operands, state: &Array) -> Made<[Array; 2]> {
     let column = |x: &Array| x.expand_dims(-1);
     let row = |x: &Array| x.expand_dims(-2);
     let state = state.multiply(column(&x.decay)?)?;

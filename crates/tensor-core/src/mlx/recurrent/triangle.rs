@@ -87,7 +87,7 @@ fn by_blocks(x: &Array, size: i32, f: impl Fn(&Array) -> Made) -> Made {
 
 impl<'a> Decays<'a> {
     /// Of tokens that decay the state by `decay: [.., chunk, width]`; a width of 1 applies to all values of a key.
-    pub(super) fn new(triangle: &'a Triangle, decay: &Array) -> mlx_rs::error::Result<Self> {
+    pub(super) fn new(triangle: &'a Triangle, decay: &Array) -> Made<Self> {
         let between = if decay.dim(-1) == 1 {
             let later = ops::select(&triangle.strict, decay, number(1.0))?;
             Between::Shared(later.cumprod(-2, false, true)?)
@@ -95,7 +95,7 @@ impl<'a> Decays<'a> {
             let halves = 0..triangle.halves.len();
             let factors =
                 halves.map(|level| Ok([since_start(decay, 1 << level)?, until_end(decay, 1 << level)?]));
-            Between::ByKey(factors.collect::<mlx_rs::error::Result<_>>()?)
+            Between::ByKey(factors.collect::<Made<_>>()?)
         };
         Ok(Self { triangle, between })
     }
