@@ -126,9 +126,12 @@ impl Recurrent for Mlx {
             let (mut parts, mut states) = (Vec::new(), States::new());
             for span in spans {
                 let start = before(self, std::slice::from_ref(span), &state)?;
-                let range = dim(span.rows.start)?..dim(span.rows.end)?;
-                let (y, state) = chunks::prefill(&operands, range, start)?;
-                parts.push(y);
+                let part = operands.part(dim(span.rows.start)?..dim(span.rows.end)?)?;
+                let (y, state) = match span.rows.len() {
+                    1 => step::step(&part, &start).map(|[y, state]| (y, state)).map_err(exception)?,
+                    _ => chunks::prefill(&part, &start)?,
+                };
+                parts.push(y.reshape(&[dim(span.rows.len())?, dim(width)?]).map_err(exception)?);
                 states.extend(after(&state, 1, dims.state())?);
             }
             (below(parts).map_err(exception)?, states)

@@ -6,8 +6,6 @@
 //! state space duality of Dao and Gu (2024); with one, what is found depends on what earlier tokens of the chunk wrote, and
 //! the inverse of a triangular matrix solves for all of them (the WY form of Yang et al. 2024).
 
-use std::ops::Range;
-
 use mlx_rs::{Array, ops};
 
 use super::operands::{Erase, Operands};
@@ -23,21 +21,20 @@ const CHUNK: i32 = 64;
 /// Values of the states of all chunks that are made at a time, at most.
 const CELLS: i32 = 1 << 24;
 
-/// Rows `range` of `x`, which go on from `state: [1, key heads, heads for each, key_dim, value_dim]`: what is read,
-/// `[rows, width]`, and the state after them.
-pub(super) fn prefill(x: &Operands, range: Range<i32>, state: Array) -> Result<(Array, Array)> {
+/// The tokens `x` of one sequence, which go on from `state: [1, key heads, heads for each, key_dim, value_dim]`: what
+/// they read, `[tokens, width]`, and the state after them.
+pub(super) fn prefill(x: &Operands, state: &Array) -> Result<(Array, Array)> {
     let [groups, shared, n, width] = x.state_shape();
-    let t = range.len() as i32;
-    let chunk = CHUNK.min((t as u32).next_power_of_two() as i32);
+    let t = x.q.dim(0);
+    let chunk = CHUNK.min(t.unsigned_abs().next_power_of_two() as i32);
     let cells = groups.saturating_mul(shared).saturating_mul(n).saturating_mul(n.max(width));
     let most = chunk * (CELLS / cells.max(1)).max(1);
     let triangle = Triangle::new(chunk);
     let mut state = state.reshape(&[groups, shared, 1, n, width]).map_err(exception)?;
     let mut parts = Vec::new();
-    for from in range.clone().step_by(most as usize) {
-        let to = range.end.min(from.saturating_add(most));
-        let layout = Layout { from, to, chunk };
-        let chunks = Chunks::new(&triangle, x, &layout)?;
+    for from in (0..t).step_by(most as usize) {
+        let to = t.min(from.saturating_add(most));
+        let chunks = Chunks::new(&triangle, &x.part(from..to)?, chunk)?;
         let (states, after) = chunks.states(state).map_err(exception)?;
         state = after;
         let y = chunks
@@ -48,28 +45,15 @@ pub(super) fn prefill(x: &Operands, range: Range<i32>, state: Array) -> Result<(
     Ok((below(parts).map_err(exception)?, state))
 }
 
-/// Rows that become chunks; the last may need rows more, which change nothing.
-struct Layout {
-    from: i32,
-    to: i32,
-    chunk: i32,
-}
-
-impl Layout {
-    /// `[t, key heads, heads for each, width]` as `[key heads, heads for each, chunks, chunk, width]`.
-    fn apply(&self, x: &Array, more: f32) -> Result<Array> {
-        let part = rows(x, self.from, self.to)?;
-        let missing = (self.from - self.to).rem_euclid(self.chunk);
-        let lay = || -> Made {
-            let part = match missing {
-                0 => part,
-                _ => ops::pad(part, &[(0, missing), (0, 0), (0, 0), (0, 0)], number(more), None)?,
-            };
-            let chunks = part.reshape(&[-1, self.chunk, x.dim(1), x.dim(2), x.dim(3)])?;
-            chunks.transpose_axes(&[2, 3, 0, 1, 4])
-        };
-        lay().map_err(exception)
-    }
+/// `[tokens, key heads, heads for each, width]` as `[key heads, heads for each, chunks, chunk, width]`. The last chunk may
+/// need tokens more, of value `more`.
+fn chunked(x: &Array, chunk: i32, more: f32) -> Made {
+    let padded = match (-x.dim(0)).rem_euclid(chunk) {
+        0 => x.clone(),
+        missing => ops::pad(x, &[(0, missing), (0, 0), (0, 0), (0, 0)], number(more), None)?,
+    };
+    let chunks = padded.reshape(&[-1, chunk, x.dim(1), x.dim(2), x.dim(3)])?;
+    chunks.transpose_axes(&[2, 3, 0, 1, 4])
 }
 
 /// What chunks do with the states that they begin with, `[key heads, heads for each, chunks, ..]`.
@@ -87,30 +71,26 @@ struct Chunks {
 }
 
 impl Chunks {
-    fn new(triangle: &Triangle, x: &Operands, layout: &Layout) -> Result<Self> {
-        let [q, k, v] = [layout.apply(&x.q, 0.0)?, layout.apply(&x.k, 0.0)?, layout.apply(&x.v, 0.0)?];
-        let decay = layout.apply(&x.decay, 1.0)?;
-        let erase = match &x.erase {
-            None => None,
-            Some(Erase { lookup, at }) => {
-                let at = at.as_ref().map(|at| layout.apply(at, 0.0)).transpose()?;
-                Some(Erase { lookup: layout.apply(lookup, 0.0)?, at })
-            }
-        };
-        let since = since_start(&decay, layout.chunk).map_err(exception)?;
-        let whole = slice_axis(&since, 3, layout.chunk - 1..layout.chunk, 1)?;
+    fn new(triangle: &Triangle, x: &Operands, chunk: i32) -> Result<Self> {
+        // Tokens that are there to fill a chunk change nothing.
+        let decay = chunked(&x.decay, chunk, 1.0).map_err(exception)?;
+        let since = since_start(&decay, chunk).map_err(exception)?;
+        let whole = slice_axis(&since, 3, chunk - 1..chunk, 1)?;
         let make = || -> Made<Self> {
+            let lay = |x: &Array| chunked(x, chunk, 0.0);
+            let (q, k, v) = (lay(&x.q)?, lay(&x.k)?, lay(&x.v)?);
             let decays = Decays::new(triangle, &decay)?;
-            let until = until_end(&decay, layout.chunk)?;
+            let until = until_end(&decay, chunk)?;
             // What is left at the end of the chunk of a key, for values to be multiplied with.
             let left = |keys: &Array| keys.multiply(&until)?.swap_axes(-1, -2);
             let scores = decays.products(&q, &k, Diagonal::In)?;
             let (through, left_k) = (q.multiply(&since)?, left(&k)?);
             let decay = whole.swap_axes(-1, -2)?;
-            let Some(Erase { lookup, at }) = erase else {
+            let Some(Erase { lookup, at }) = &x.erase else {
                 let (reads, news) = (scores.matmul(&v)?, left_k.matmul(&v)?);
                 return Ok(Self { reads, through, decay, news, erased: None });
             };
+            let lookup = lay(lookup)?;
             let found_in_keys = decays.products(&lookup, &k, Diagonal::Out)?;
             let Some(at) = at else {
                 let inverse = triangle.inverse(&found_in_keys)?;
@@ -124,6 +104,7 @@ impl Chunks {
                     erased: Some(left_k.matmul(lookups)?),
                 });
             };
+            let at = lay(at)?;
             let inverse = triangle.inverse(&decays.products(&lookup, &at, Diagonal::Out)?)?;
             let found = inverse.matmul(found_in_keys.matmul(&v)?)?;
             let lookups = inverse.matmul(lookup.multiply(&since)?)?;

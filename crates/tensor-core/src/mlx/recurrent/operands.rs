@@ -1,9 +1,11 @@
 //! What a rule of linear attention does with its gates, as the factors of one recurrence: for each head
 //! `S = w S`, `S = S - at (Sᵀ lookup)ᵀ + k vᵀ`, `y = Sᵀ q + skip`.
 
+use std::ops::Range;
+
 use mlx_rs::{Array, ops};
 
-use super::{Made, number, single, softplus};
+use super::{Made, number, rows, single, softplus};
 use crate::mlx::{Mlx, MlxTensor, dim, exception};
 use crate::recurrent::AttentionDims;
 use crate::{LinearAttention, Result, Rule};
@@ -49,6 +51,19 @@ impl Operands {
             Rule::Wkv7 { decay, a, b } => plain.wkv7([of(decay)?, of(a)?, of(b)?]),
         }
         .map_err(exception)
+    }
+
+    /// Those of some tokens, without what is added.
+    pub(super) fn part(&self, range: Range<i32>) -> Result<Self> {
+        let part = |x: &Array| rows(x, range.start, range.end);
+        let erase = match &self.erase {
+            None => None,
+            Some(Erase { lookup, at }) => {
+                Some(Erase { lookup: part(lookup)?, at: at.as_ref().map(part).transpose()? })
+            }
+        };
+        let (q, k, v, decay) = (part(&self.q)?, part(&self.k)?, part(&self.v)?, part(&self.decay)?);
+        Ok(Self { q, k, v, decay, erase, skip: None, sizes: self.sizes })
     }
 
     /// Key heads, heads of values for each, and the shape of a state.
