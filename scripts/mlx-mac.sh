@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 [ "$(uname -sm)" = 'Darwin arm64' ] || { echo "mlx-mac.sh: this is $(uname -sm), wanted Darwin arm64" >&2; exit 1; }
 command -v cmake >/dev/null || { echo 'mlx-mac.sh: cmake is missing, which mlx-sys builds MLX with' >&2; exit 1; }
 export MLX_DEVICE=mlx-gpu
-cargo test -p rillm-tensor-core --features mlx --test conformance mlx
+cargo test -p rillm-tensor-core --features mlx --test conformance --test recurrent mlx
 cargo test -p rillm --features mlx --test mlx
 bench=(cargo run --release --features mlx --example bench -- --device mlx-gpu --prompt-tokens 512 --gen-tokens 256)
 "${bench[@]}" --random-weights llama-1b --quantize 4:64

@@ -55,23 +55,29 @@ fn logits_and_tokens_are_those_of_the_references() {
 }
 
 /// A prompt of 24 tokens in chunks of 10, then 8 tokens: each chunk but the last is computed at once, and each step is
-/// submitted before the token of the step before is read.
+/// submitted before the token of the step before is read. Layers with a state wait for nothing either.
 #[test]
 fn a_generation_asks_mlx_to_compute_once_a_chunk_and_once_a_step() {
+    for name in ["llama", "mamba", "mamba2", "qwen3-next", "kimi-linear", "rwkv7", "recurrent-gemma"] {
+        asks_once(name);
+    }
+}
+
+fn asks_once(name: &str) {
     let (give, take) = std::sync::mpsc::channel();
     let make = move || {
         let mlx = Mlx::builder().precision(Precision::Exact).build()?;
         give.send(mlx.clone()).unwrap();
         Ok(mlx)
     };
-    let lm = Loader::new(source(&golden("llama"))).load_on_thread(make, Registry::default()).unwrap();
+    let lm = Loader::new(source(&golden(name))).load_on_thread(make, Registry::default()).unwrap();
     let mlx = take.recv().unwrap();
     let before = mlx.counts();
     let request = Request::new(support::tokens(24, lm.info().vocab, 3)).max_tokens(8);
     let made: Vec<_> = Generator::new(lm.session(), request).unwrap().prefill_chunk(10).collect();
     assert_eq!(made.iter().filter(|token| token.is_ok()).count(), 8);
     let MlxCounts { evals, submits, .. } = mlx.counts();
-    assert_eq!(evals - before.evals, 2, "chunks that nobody waits for");
+    assert_eq!(evals - before.evals, 2, "{name}: chunks that nobody waits for");
     // The prompt's last pass, one ahead of it, and one ahead of each step.
-    assert_eq!(submits - before.submits, 2 + 7);
+    assert_eq!(submits - before.submits, 2 + 7, "{name}");
 }

@@ -1,5 +1,6 @@
 //! Layers with a state: each operation against its definition in `f64`, on the backends' own kernels and on the default
-//! bodies; and that how a sequence is divided among calls changes no bit.
+//! bodies; and that how a sequence is divided among calls changes no bit, or on MLX nothing that matters. `MLX_DEVICE=mlx-gpu`
+//! takes the graphics card.
 #![allow(clippy::needless_range_loop, clippy::unwrap_used, missing_docs)]
 
 mod reference;
@@ -339,8 +340,15 @@ fn near(got: &[f32], wanted: &Matrix, what: &str) {
     }
 }
 
+/// Whether results may depend on how a sequence is divided among calls: within what the definition allows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pieces {
+    Same,
+    Near,
+}
+
 /// `case` as three sequences that are divided anyhow, against its definition.
-fn check<B: Recurrent>(be: &B, random: &mut Random, case: &impl Case<B>, what: &str) {
+fn check<B: Recurrent>(be: &B, random: &mut Random, case: &impl Case<B>, (what, same): (&str, Pieces)) {
     let what = &format!("{}: {what}", be.name());
     let t = case.rows();
     // Two sequences in one call, the second from a state on.
@@ -357,9 +365,9 @@ fn check<B: Recurrent>(be: &B, random: &mut Random, case: &impl Case<B>, what: &
     assert_eq!(read(be, &states[0]), before, "{what}: a state that was given is left alone");
     let (mut rows, state) = case.wanted(0..split, Some(&start));
     near(&read(be, &after[0]), &state, what);
-    let (more, state) = case.wanted(split..t, None);
-    near(&read(be, &after[1]), &state, what);
-    rows.extend(more);
+    let (more, end) = case.wanted(split..t, None);
+    near(&read(be, &after[1]), &end, what);
+    rows.extend(more.clone());
     let whole = read(be, &y);
     near(&whole, &rows, what);
     // The second sequence again, in pieces.
@@ -371,17 +379,90 @@ fn check<B: Recurrent>(be: &B, random: &mut Random, case: &impl Case<B>, what: &
         pieces.extend(read(be, &y));
         (at, state) = (end, next.pop());
     }
-    assert_eq!(pieces[..], whole[whole.len() - pieces.len()..], "{what}: the same bits in pieces");
-    assert_eq!(read(be, &state.unwrap()), read(be, &after[1]), "{what}: the same bits in pieces");
+    let state = read(be, &state.unwrap());
+    near(&pieces, &more, &format!("{what}, in pieces"));
+    near(&state, &end, &format!("{what}, in pieces"));
+    if same == Pieces::Same {
+        assert_eq!(pieces[..], whole[whole.len() - pieces.len()..], "{what}: the same bits in pieces");
+        assert_eq!(state, read(be, &after[1]), "{what}: the same bits in pieces");
+    }
 }
 
-fn suite<B: Recurrent>(be: &B) {
+/// Rows of the sequences of [`batches`]: on both sides of where chunks end.
+const LENGTHS: [usize; 6] = [1, 150, 2, 17, 64, 65];
+
+/// Six sequences together: a token of each, then [`LENGTHS`], then a token of each again.
+fn batches<B: Recurrent>(be: &B, case: &impl Case<B>, what: &str) {
+    let what = &format!("{}: {what}, sequences together", be.name());
+    let mut states: [Option<B::Tensor>; 6] = Default::default();
+    let mut known: [Option<Matrix>; 6] = Default::default();
+    let mut at = 0;
+    for lengths in [[1; 6], LENGTHS, [1; 6]] {
+        let (mut spans, mut wanted, mut row) = (Vec::new(), Matrix::new(), 0);
+        for ((t, state), known) in lengths.iter().zip(&states).zip(&mut known) {
+            spans.push(StateSpan { rows: row..row + t, state: state.as_ref() });
+            let (y, after) = case.wanted(at + row..at + row + t, known.as_ref());
+            wanted.extend(y);
+            *known = Some(after);
+            row += t;
+        }
+        let (y, after) = case.run(be, at..at + row, &spans).unwrap();
+        near(&read(be, &y), &wanted, what);
+        for (after, wanted) in after.iter().zip(known.iter().flatten()) {
+            near(&read(be, after), wanted, what);
+        }
+        states = after.into_iter().map(Some).collect::<Vec<_>>().try_into().unwrap();
+        at += row;
+    }
+}
+
+/// Many tokens, of which some forget all and others nothing.
+fn long<B: Recurrent>(be: &B, random: &mut Random) {
+    let t = LENGTHS.iter().sum::<usize>() + 12;
+    let by = |x: &mut Vec<f32>, factor: f32| x.iter_mut().for_each(|x| *x *= factor);
+    for strength in [1.0, 20.0, 400.0] {
+        for kind in [Kind::Constant, Kind::Ssd, Kind::Delta, Kind::DeltaByKey, Kind::Wkv7] {
+            for (key_heads, dims) in [(2, [8, 12]), (4, [33, 5])] {
+                let mut case = Heads::new(random, kind, [t, 4, key_heads, dims[0], dims[1]]);
+                match kind {
+                    Kind::Constant => {
+                        case.rule[0].0.iter_mut().for_each(|decay| *decay = decay.powf(strength))
+                    }
+                    Kind::Ssd => by(&mut case.rule[2].0, strength),
+                    _ => by(&mut case.rule[0].0, strength),
+                }
+                if kind != Kind::Wkv7 || key_heads == 4 {
+                    batches(be, &case, &format!("{kind:?} of strength {strength}"));
+                }
+            }
+        }
+        let (c, n) = (10, 4);
+        let mut values = |rows: usize, cols: usize, scale| random.values(rows * cols, scale);
+        let a = values(n, c, strength).iter().map(|x| -x.abs()).collect();
+        let [x, b, read, d] = [(t, c), (t, n), (t, n), (1, c)].map(|(rows, cols)| values(rows, cols, 1.0));
+        let operands = [x, values(t, c, 2.0), b, read, a, d];
+        batches(be, &Selective { c, n, operands }, &format!("selective_scan of strength {strength}"));
+        let mut operands = [t, t, t, 1].map(|rows| random.values(rows * c, 2.0));
+        by(&mut operands[3], strength);
+        batches(be, &Lru { c, operands }, &format!("rg_lru of strength {strength}"));
+    }
+    let [x, kernel] = [t, 4].map(|rows| random.values(rows * 7, 1.0));
+    batches(be, &Conv { c: 7, k: 4, x, kernel, bias: None, act: Some(Activation::Silu) }, "short_conv");
+    // The same key again and again, and nothing is forgotten: each token takes back all that the one before wrote.
+    let mut case = Heads::new(random, Kind::Delta, [t, 2, 1, 16, 8]);
+    case.k.iter_mut().for_each(|x| *x = 0.25);
+    case.rule[0].0.fill(-40.0);
+    case.rule[3].0.fill(9.0);
+    batches(be, &case, "Delta of one key");
+}
+
+fn suite<B: Recurrent>(be: &B, pieces: Pieces) {
     let random = &mut Random(0x9e37_79b9_7f4a_7c15);
     for (t, c, k) in [(5, 7, 2), (40, 48, 4), (90, 33, 3), (4, 130, 9), (6, 5, 1)] {
         for (bias, act) in [(false, None), (true, Some(Activation::Silu))] {
             let [x, kernel] = [t, k].map(|rows| random.values(rows * c, 1.0));
             let bias = bias.then(|| random.values(c, 1.0));
-            check(be, random, &Conv { c, k, x, kernel, bias, act }, "short_conv");
+            check(be, random, &Conv { c, k, x, kernel, bias, act }, ("short_conv", pieces));
         }
     }
     for (t, c, n) in [(5, 7, 3), (150, 40, 16), (70, 16, 8)] {
@@ -395,7 +476,7 @@ fn suite<B: Recurrent>(be: &B) {
             a,
             values(1, c, 1.0),
         ];
-        check(be, random, &Selective { c, n, operands }, "selective_scan");
+        check(be, random, &Selective { c, n, operands }, ("selective_scan", pieces));
     }
     for kind in [Kind::Constant, Kind::Ssd, Kind::Delta, Kind::DeltaByKey, Kind::Wkv7] {
         for dims in
@@ -405,13 +486,14 @@ fn suite<B: Recurrent>(be: &B) {
             let [t, heads, key_heads, n, p] = dims;
             let key_heads = if matches!(kind, Kind::DeltaByKey | Kind::Wkv7) { heads } else { key_heads };
             let case = Heads::new(random, kind, [t, heads, key_heads, n, p]);
-            check(be, random, &case, &format!("{kind:?} {dims:?}"));
+            check(be, random, &case, (&format!("{kind:?} {dims:?}"), pieces));
         }
     }
     for (t, c) in [(5, 7), (70, 64)] {
         let operands = [t, t, t, 1].map(|rows| random.values(rows * c, 2.0));
-        check(be, random, &Lru { c, operands }, "rg_lru");
+        check(be, random, &Lru { c, operands }, ("rg_lru", pieces));
     }
+    long(be, random);
     heads_by_matrices(be, random);
     wrong_shapes(be);
 }
@@ -491,14 +573,24 @@ fn cpu() {
     for kernels in Cpu::kernel_names() {
         for threads in [1, 3] {
             let cpu = Cpu::builder().kernels(kernels).threads(threads).precision(Precision::Exact);
-            suite(&cpu.build().unwrap());
+            suite(&cpu.build().unwrap(), Pieces::Same);
         }
     }
 }
 
 #[test]
 fn default_bodies() {
-    suite(&Plain(Cpu::builder().precision(Precision::Exact).build().unwrap()));
+    suite(&Plain(Cpu::builder().precision(Precision::Exact).build().unwrap()), Pieces::Same);
+}
+
+#[cfg(feature = "mlx")]
+#[test]
+fn mlx() {
+    use rillm_tensor_core::mlx::{Mlx, MlxDevice};
+    let gpu = std::env::var("MLX_DEVICE").is_ok_and(|device| device == "mlx-gpu");
+    let device = if gpu { MlxDevice::Gpu } else { MlxDevice::Best };
+    let mlx = Mlx::builder().device(device).precision(Precision::Exact).build().unwrap();
+    suite(&mlx, Pieces::Near);
 }
 
 /// The same bits for every table and number of threads.

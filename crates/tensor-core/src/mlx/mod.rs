@@ -13,6 +13,7 @@ mod cuda;
 mod experts;
 mod fusion;
 mod raw;
+mod recurrent;
 mod rope;
 mod sample;
 mod tensor;
@@ -36,8 +37,8 @@ use self::weight::{Matrix, dims};
 use crate::backend::project_in_parts;
 use crate::cpu::Precision;
 use crate::{
-    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, KvLayout, Recurrent, Result,
-    Rope, Sampling,
+    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, KvLayout, Result, Rope,
+    Sampling,
 };
 
 pub use self::builder::{MlxBuilder, MlxDevice};
@@ -273,9 +274,6 @@ fn activated(act: Activation, x: &Array) -> mlx_rs::error::Result<Array> {
     }
 }
 
-/// Computed on the host.
-impl Recurrent for Mlx {}
-
 impl Backend for Mlx {
     type Tensor = MlxTensor;
     type Weight = MlxWeight;
@@ -315,7 +313,9 @@ impl Backend for Mlx {
     }
 
     fn tensor_bytes(&self, x: &MlxTensor) -> usize {
-        x.shape()[0] * x.shape()[1] * raw::size_of_dtype(self.dtype())
+        // States are `f32` whatever activations are.
+        let dtype = x.made().map_or(self.dtype(), Array::dtype);
+        x.shape()[0] * x.shape()[1] * raw::size_of_dtype(dtype)
     }
 
     fn embed(&self, table: &MlxWeight, ids: Ids<'_, Self>) -> Result<MlxTensor> {

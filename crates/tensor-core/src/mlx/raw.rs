@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::ffi::CStr;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mlx_rs::{Array, Device, Dtype, Stream};
@@ -179,6 +180,21 @@ pub(super) fn slice<const N: usize>(x: &Array, from: [i32; N], to: [i32; N]) -> 
         // SAFETY: the arrays of numbers have the lengths that are given.
         unsafe {
             mlx_sys::mlx_slice(out, x.as_ptr(), from.as_ptr(), N, to.as_ptr(), N, strides.as_ptr(), N, stream)
+        }
+    })
+}
+
+/// Every `step`-th of `range` along an axis of `x`, a view.
+pub(super) fn slice_axis(x: &Array, axis: usize, range: Range<i32>, step: i32) -> Result<Array> {
+    let (mut from, mut to, mut steps) = (vec![0; x.ndim()], x.shape().to_vec(), vec![1; x.ndim()]);
+    if let (Some(from), Some(to), Some(steps)) = (from.get_mut(axis), to.get_mut(axis), steps.get_mut(axis)) {
+        (*from, *to, *steps) = (range.start, range.end, step);
+    }
+    let n = x.ndim();
+    call("slice", |out, stream| {
+        // SAFETY: the arrays of numbers have the lengths that are given.
+        unsafe {
+            mlx_sys::mlx_slice(out, x.as_ptr(), from.as_ptr(), n, to.as_ptr(), n, steps.as_ptr(), n, stream)
         }
     })
 }
