@@ -138,7 +138,7 @@ fn a_batch_of_three_is_one_by_one() {
                 let rows = &alone[i][step[i]];
                 wanted.extend_from_slice(match want(i) {
                     Want::All => rows,
-                    Want::Last => &rows[rows.len() - s.vocab()..],
+                    Want::Last | Want::Draw(_) => &rows[rows.len() - s.vocab()..],
                     Want::Nothing => &[],
                 });
                 (at[i], step[i]) = (at[i] + counts[i], step[i] + 1);
