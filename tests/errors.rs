@@ -335,6 +335,41 @@ fn weights_that_are_cut_short() {
 }
 
 #[test]
+fn counts_of_gguf_that_contradict_its_tensors() {
+    let with = |name: &str, key: &str, n: u32| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bytes = fs::read(golden(name).join("model.gguf")).unwrap();
+        let at = bytes.windows(key.len()).position(|w| w == key.as_bytes()).unwrap() + key.len() + 4;
+        bytes[at..at + 4].copy_from_slice(&n.to_le_bytes());
+        let file = dir.path().join("model.gguf");
+        fs::write(&file, bytes).unwrap();
+        refused(&file)
+    };
+    let experts = |n| with("gguf-qwen3-moe", "qwen3moe.expert_count", n);
+    assert!(experts(u32::MAX).contains("qwen3moe.expert_count: wanted 1 to 4096, got 4294967295"));
+    let message = experts(4096);
+    assert!(message.contains("ffn_gate_exps.weight") && message.contains("4096"), "{message}");
+    assert!(experts(1).contains("experts"));
+    let hidden = |n| with("gguf-qwen3-moe", "qwen3moe.expert_feed_forward_length", n);
+    for n in [1, 31, 33, 1 << 30, u32::MAX] {
+        let message = hidden(n);
+        assert!(message.contains("exps.weight"), "{n}: {message}");
+    }
+    for (name, key, n, word) in [
+        ("gguf-deepseek-v3", "deepseek2.attention.kv_lora_rank", u32::MAX, "attn_k"),
+        ("gguf-qwen3-5", "qwen35.ssm.time_step_rank", 1 << 20, "ssm.time_step_rank"),
+        ("gguf-qwen3-5", "qwen35.ssm.group_count", u32::MAX, "ssm.time_step_rank"),
+        ("gguf-qwen3-5", "qwen35.ssm.state_size", u32::MAX, "ssm.inner_size"),
+        ("gguf-mamba2", "mamba2.ssm.inner_size", 1 << 31, "ssm_in"),
+        ("gguf-mamba", "mamba.ssm.state_size", u32::MAX, "ssm_x"),
+        ("gguf-lfm2", "lfm2.shortconv.l_cache", u32::MAX, "shortconv.conv"),
+    ] {
+        let message = with(name, key, n);
+        assert!(message.contains(word), "{name}: {key} {n}: {message}");
+    }
+}
+
+#[test]
 fn headers_that_contradict_the_file() {
     const Q: &str = "model.layers.0.self_attn.q_proj.weight";
     const NORM: &str = "model.norm.weight";

@@ -1,4 +1,5 @@
 """GGUF variants (make_gguf_golden.py) and the float checkpoints they are made from, which are not kept."""
+from moe_variants import corrected, expert_biased
 from more import G4
 from variants import GEMMA, GEMMA2, GPT2, longrope, rope, s as single_layer
 
@@ -15,6 +16,26 @@ WIDE = s(hidden_size=256, intermediate_size=256, head_dim=16, num_key_value_head
 NEOX = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=96, max_position_embeddings=256)
 SMALL4 = {**G4, "head_dim": 8, "global_head_dim": 16, "intermediate_size": 16}
 LLAMA3 = rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+
+EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+LOCAL = dict(num_local_experts=4, num_experts_per_tok=2)
+ROUTED = dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, first_k_dense_replace=1)
+MLA = dict(ROUTED, num_key_value_heads=4, kv_lora_rank=32, qk_rope_head_dim=8, qk_nope_head_dim=32, v_head_dim=16)
+YARN = rope("yarn", factor=8.0, original_max_position_embeddings=32, mscale=0.7, mscale_all_dim=0.7, beta_fast=4, beta_slow=1)
+
+THREE = dict(num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"])
+SHARED = dict(EXPERTS, shared_expert_intermediate_size=32)
+GDN = dict(layer_types=["linear_attention", "full_attention"], head_dim=16, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=16, linear_value_head_dim=16)
+HYBRID = dict(layer_types=["mamba", "attention"], mamba_n_heads=4, mamba_d_head=16, mamba_d_state=16, mamba_n_groups=2)
+FALCON = dict(num_hidden_layers=1, head_dim=8, mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=2, mamba_d_state=16)
+FALCON_FACTORS = dict(embedding_multiplier=3.0, lm_head_multiplier=0.7, mlp_multipliers=[0.8, 1.3], key_multiplier=0.6, attention_out_multiplier=1.2, attention_in_multiplier=0.9, ssm_multipliers=[0.9, 1.1, 0.8, 1.2, 0.7], ssm_in_multiplier=1.1, ssm_out_multiplier=0.6)
+NEMOTRON_H = dict(hidden_size=32, intermediate_size=64, vocab_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16, ssm_state_size=16, mamba_num_heads=4, mamba_head_dim=16, n_groups=2, chunk_size=8, max_position_embeddings=256, layers_block_type=["mamba", "mlp", "attention"])
+MAMBA = dict(hidden_size=32, num_hidden_layers=2, vocab_size=96)
+
+def with_next(t):
+    """Corrections of the choice, and a layer that predicts further tokens, as far as that is seen."""
+    nextn = {f"model.layers.2.{k}": t["model.layers.1.input_layernorm.weight"] + 0 for k in ("input_layernorm.weight", "enorm.weight", "hnorm.weight")}
+    return {**corrected(t), **nextn}
 
 CASES = {
     "llama": case("llama", s(tie_word_embeddings=True)),
@@ -67,6 +88,40 @@ CASES = {
     "stablelm": case("stablelm", s(num_attention_heads=2, use_qkv_bias=True)),
     "stablelm-parallel": case("stablelm", s(qk_layernorm=True, use_parallel_residual=True, rope_parameters=rope("default", partial_rotary_factor=0.5))),
     "starcoder2": case("starcoder2", s()),
+    "mixtral": case("mixtral", s(**LOCAL, sliding_window=None), prompt_len=16),
+    "qwen2-moe": case("qwen2_moe", s(**EXPERTS, shared_expert_intermediate_size=64), prompt_len=16),
+    "qwen3-moe": case("qwen3_moe", s(**EXPERTS, head_dim=16, norm_topk_prob=True), prompt_len=16),
+    "olmoe": case("olmoe", s(num_experts=4, num_experts_per_tok=3, num_hidden_layers=1), prompt_len=16),
+    "granitemoe": case("granitemoe", s(**LOCAL, embedding_multiplier=4.0, logits_scaling=3.0, residual_multiplier=0.4, attention_multiplier=0.2), prompt_len=16),
+    "granitemoe-shared": case("granitemoehybrid", s(**LOCAL, layer_types=["attention"] * 2, shared_intermediate_size=64, position_embedding_type="rope", logits_scaling=3.0, mamba_n_heads=4, mamba_d_head=16), prompt_len=16),
+    "gpt-oss": case("gpt_oss", s(**LOCAL, head_dim=8, sliding_window=8, rope_parameters=rope("yarn", factor=8.0, original_max_position_embeddings=32, beta_fast=4, beta_slow=1, truncate=False)), prompt_len=32),
+    "deepseek-v2": case("deepseek_v2", s(**MLA, q_lora_rank=None, n_shared_experts=2, topk_method="greedy", rope_parameters=YARN), prompt_len=16),
+    "deepseek-v2-groups": case("deepseek_v2", s(**MLA, q_lora_rank=32, n_shared_experts=1, topk_method="group_limited_greedy", n_group=2, topk_group=1, routed_scaling_factor=2.0), prompt_len=16),
+    "deepseek-v3": case("deepseek_v3", s(**MLA, q_lora_rank=32, n_shared_experts=1, n_group=2, topk_group=1, routed_scaling_factor=1.7), tensors=corrected, edit=dict(scoring_func="sigmoid"), prompt_len=16),
+    "glm4-moe": case("glm4_moe", s(**ROUTED, head_dim=16, n_group=1, topk_group=1, n_shared_experts=1, use_qk_norm=True, attention_bias=True, routed_scaling_factor=1.5), tensors=with_next, edit=dict(num_nextn_predict_layers=1), prompt_len=16),
+    "dots1": case("dots1", s(**ROUTED, n_shared_experts=2, norm_topk_prob=True, sliding_window=None, routed_scaling_factor=2.5), tensors=corrected, edit=dict(scoring_func="sigmoid"), prompt_len=16),
+    "ernie4-5-moe": case("ernie4_5_moe", s(moe_num_experts=4, moe_k=2, moe_intermediate_size=32, moe_num_shared_experts=2, moe_layer_start_index=1, use_bias=False), tensors=corrected, prompt_len=16),
+    "minimax-m2": case("minimax_m2", s(**LOCAL, head_dim=16, rope_parameters=rope("default", rope_theta=5e6, partial_rotary_factor=0.5)), tensors=corrected, edit=dict(rotary_dim=8, scoring_func="sigmoid"), prompt_len=16),
+    "lfm2": case("lfm2", s(**THREE, block_auto_adjust_ff_dim=False, tie_word_embeddings=True), prompt_len=16),
+    "lfm2-moe": case("lfm2_moe", s(**THREE, num_dense_layers=1, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32), tensors=expert_biased, prompt_len=16),
+    "qwen3-next": case("qwen3_next", s(**GDN, **SHARED), prompt_len=16),
+    "qwen3-5": case("qwen3_5_text", s(**GDN, rope_parameters=dict(rope_type="default", rope_theta=5000.0, partial_rotary_factor=0.5)), prompt_len=16),
+    "qwen3-5-moe": case("qwen3_5_moe_text", s(**{**GDN, "linear_num_key_heads": 4}, **SHARED), prompt_len=16),
+    "granite-hybrid": case("granitemoehybrid", s(**HYBRID, **LOCAL, shared_intermediate_size=64, embedding_multiplier=4.0, logits_scaling=3.0, residual_multiplier=0.4, attention_multiplier=0.2), prompt_len=16),
+    "granite-hybrid-dense": case("granitemoehybrid", s(**HYBRID, num_local_experts=0, intermediate_size=64, shared_intermediate_size=64, tie_word_embeddings=True), prompt_len=16),
+    "nemotron-h": case("nemotron_h", NEMOTRON_H, prompt_len=16),
+    "falcon-h1": case("falcon_h1", s(**FALCON, **FALCON_FACTORS), prompt_len=16),
+    "falcon-h1-norm": case("falcon_h1", s(**FALCON, mamba_rms_norm=True, mamba_norm_before_gate=False), prompt_len=16),
+    "mamba2": case("mamba2", dict(**MAMBA, state_size=16, head_dim=16, num_heads=4, n_groups=2, chunk_size=8), prompt_len=16),
+    "mamba": case("mamba", dict(**MAMBA, state_size=8), prompt_len=16),
+    "falcon-mamba": case("falcon_mamba", dict(**MAMBA, state_size=8), prompt_len=16),
+}
+
+# Their types; those that are not here have q8_0.
+TYPES = {
+    **dict.fromkeys(list(CASES)[list(CASES).index("mixtral"):], "q4_0"), "olmoe": "q5_1", "ernie4-5-moe": "q5_0",
+    # The quantizer knows the lite models by their 26 or 27 layers.
+    "gpt-oss": "mxfp4_moe", "deepseek-v2": "f16", "dots1": "q4_1", "falcon-h1": "q8_0",
 }
 
 # base, the type of the matrices, and what `llama-quantize --tensor-type` gives to single ones.
@@ -94,5 +149,5 @@ GGUF_CASES = {
     "gguf-gemma": dict(base="gemma", type="q8_0"),
     "gguf-gemma2": dict(base="gemma2", type="q8_0"),
     "gguf-gemma3": dict(base="gemma3", type="q4_0"),
-    **{f"gguf-{name}": dict(base=name, type="q8_0") for name in list(CASES)[list(CASES).index("gemma4"):]},
+    **{f"gguf-{name}": dict(base=name, type=TYPES.get(name, "q8_0")) for name in list(CASES)[list(CASES).index("gemma4"):]},
 }

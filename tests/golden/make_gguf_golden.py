@@ -35,6 +35,23 @@ def placeholder_vocab(model):
     writer.add_eos_token_id(2)
 
 
+def spell(hparams):
+    """Keys as in the files on the hub, which the converter asks for, where transformers has others."""
+    kind = hparams["model_type"]
+    if kind == "gpt_neox":
+        hparams["rotary_pct"] = hparams["rope_parameters"]["partial_rotary_factor"]
+    if kind == "granitemoehybrid":
+        hparams["layer_types"] = [{"full_attention": "attention"}.get(kind, kind) for kind in hparams["layer_types"]]
+    if kind == "nemotron_h":
+        letters = {"mamba": "M", "linear_attention": "M", "mlp": "-", "attention": "*", "full_attention": "*"}
+        hparams["hybrid_override_pattern"] = "".join(letters[kind] for kind in hparams.pop("layers_block_type", None) or hparams["layer_types"])
+        hparams.update(rms_norm_eps=hparams["layer_norm_epsilon"], num_hidden_layers=len(hparams["hybrid_override_pattern"]))
+        for key in ("n_routed_experts", "n_group", "topk_group"):
+            hparams.pop(key, None)
+    if not hparams.get("num_local_experts") and kind in ("granitemoehybrid", "nemotron_h"):
+        hparams.pop("num_experts_per_tok", None)
+
+
 def convert(src, out, kind):
     """BASES/x -> a float GGUF, through the converter's class for the architecture."""
     import gguf
@@ -45,9 +62,7 @@ def convert(src, out, kind):
         vocab = {f"t{i}": i for i in range(json.loads((src / "config.json").read_text())["vocab_size"])}
         (tmp / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}, "added_tokens": []}))
         hparams = ModelBase.load_hparams(tmp, False)
-        if hparams["model_type"] == "gpt_neox":
-            # The older spelling, which is the one that the converter asks for.
-            hparams["rotary_pct"] = hparams["rope_parameters"]["partial_rotary_factor"]
+        spell(hparams)
         cls = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
         cls = getattr(cls, "Ministral3Model", cls)
 
@@ -57,6 +72,9 @@ def convert(src, out, kind):
             yield from dropped or ()
 
         changes = {"set_vocab": placeholder_vocab, "model_arch": cls.model_arch, "modify_tensors": modify_tensors}
+        if hparams["model_type"].startswith(("qwen3_next", "qwen3_5")):
+            # There are no layers that predict further tokens, which these converters insist on otherwise.
+            changes["no_mtp"] = True
         writer = type(cls.__name__, (cls,), changes)
         writer(tmp, getattr(gguf.LlamaFileType, FLOAT[kind]), out, eager=True, model_name="tiny", hparams=hparams).write()
 
@@ -67,8 +85,8 @@ def unpermute(w, heads):
 
 
 # Whose queries and keys are permuted, and whose norms have one added.
-PERMUTED = {"llama", "granite", "smollm3", "mistral3", "olmo"}
-SHIFTED = {"gemma", "gemma2", "gemma3", "nemotron"}
+PERMUTED = {"llama", "granite", "granitemoe", "granitehybrid", "nemotron_h", "smollm3", "mistral3", "olmo"}
+SHIFTED = {"gemma", "gemma2", "gemma3", "nemotron", "qwen3next", "qwen35", "qwen35moe"}
 # What the files of an architecture hold besides parameters.
 ROPE = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 
@@ -81,11 +99,113 @@ def as_in_transformers(arch, name, w, config):
         w = unpermute(w, config.num_key_value_heads)
     if arch in SHIFTED and name.endswith("norm.weight"):
         w = w - 1
+    if arch == "falcon-h1":
+        w = w / falcon_factor(name, config, w)
     if arch == "gpt2" and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
         w = w.T
     if arch == "gptneox" and ".query_key_value." in name:
         w = w.reshape(3, config.num_attention_heads, -1, *w.shape[1:]).swapaxes(0, 1).reshape(w.shape)
     return w
+
+
+def turns(gate, up):
+    """gpt-oss has the rows of gates and of what they open take turns, as columns."""
+    return np.stack([gate, up], 2).reshape(len(gate), -1, *gate.shape[2:])
+
+
+# In a layer: what a mixture or latent attention has in other tensors, and how it is made of them.
+STACKS = {
+    "experts.gate_up_proj": (("ffn_gate_exps.weight", "ffn_up_exps.weight"), lambda *t: np.concatenate(t, 1)),
+    "experts.down_proj": (("ffn_down_exps.weight",), lambda t: t),
+    "block_sparse_moe.input_linear.weight": (("ffn_gate_exps.weight", "ffn_up_exps.weight"), lambda *t: np.concatenate(t, 1)),
+    "block_sparse_moe.output_linear.weight": (("ffn_down_exps.weight",), lambda t: t),
+    "block_sparse_moe.router.layer.weight": (("ffn_gate_inp.weight",), lambda t: t),
+    "shared_mlp.input_linear.weight": (("ffn_gate_shexp.weight", "ffn_up_shexp.weight"), lambda *t: np.concatenate(t)),
+    "shared_mlp.output_linear.weight": (("ffn_down_shexp.weight",), lambda t: t),
+    "mlp.shared_expert_gate.weight": (("ffn_gate_inp_shexp.weight",), lambda t: t.reshape(1, -1)),
+    "e_score_correction_bias": (("exp_probs_b.bias",), lambda t: t),
+    "self_attn.sinks": (("attn_sinks.weight",), lambda t: t),
+    "self_attn.kv_b_proj.weight": (("attn_k_b.weight", "attn_v_b.weight"), lambda k, v: np.concatenate([k.swapaxes(1, 2), v], 1).reshape(-1, k.shape[1])),
+}
+GPT_OSS = {
+    "experts.gate_up_proj": (("ffn_gate_exps.weight", "ffn_up_exps.weight"), lambda *t: turns(*t).swapaxes(1, 2)),
+    "experts.gate_up_proj_bias": (("ffn_gate_exps.bias", "ffn_up_exps.bias"), turns),
+    "experts.down_proj": (("ffn_down_exps.weight",), lambda t: t.swapaxes(1, 2)),
+    "experts.down_proj_bias": (("ffn_down_exps.bias",), lambda t: t),
+}
+
+
+# What modules with a state have in tensors of other shapes and names.
+STATES = {
+    "conv1d.weight": (("ssm_conv1d.weight",), lambda t: t[:, None]),
+    "conv.conv.weight": (("shortconv.conv.weight",), lambda t: t[:, None]),
+    "A_log": (("ssm_a",), lambda t: np.log(-t)),
+    ".D": (("ssm_d",), lambda t: t),
+    "dt_bias": (("ssm_dt.bias",), lambda t: t),
+    "mixer.norm.weight": (("ssm_norm.weight",), lambda t: t),
+    "mamba.norm.weight": (("ssm_norm.weight",), lambda t: t),
+    "expert_bias": (("exp_probs_b.bias",), lambda t: t),
+    "linear_attn.in_proj_ba.weight": (("ssm_ba.weight",), lambda t: t),
+    "linear_attn.in_proj_qkv.weight": (("attn_qkv.weight",), lambda t: t),
+    "linear_attn.in_proj_z.weight": (("attn_gate.weight",), lambda t: t),
+    "linear_attn.in_proj_b.weight": (("ssm_beta.weight",), lambda t: t),
+    "linear_attn.in_proj_a.weight": (("ssm_alpha.weight",), lambda t: t),
+    "linear_attn.out_proj.weight": (("ssm_out.weight",), lambda t: t),
+    "linear_attn.norm.weight": (("ssm_norm.weight",), lambda t: t),
+}
+
+
+def by_key_head(qkv, z, config):
+    """Queries, keys, values and gates, each of all heads, as Qwen3-Next has them: all that belongs to a key head together."""
+    n, keys = config.linear_num_key_heads, config.linear_num_key_heads * config.linear_key_head_dim
+    parts = [qkv[:keys], qkv[keys:2 * keys], qkv[2 * keys:], z]
+    return np.concatenate([p.reshape(n, -1, p.shape[-1]) for p in parts], 1).reshape(-1, qkv.shape[-1])
+
+
+def grouped(name, w, config):
+    """Value heads, which take turns with the key heads, put back behind their key head."""
+    keys, each = config.linear_num_key_heads, config.linear_num_value_heads // config.linear_num_key_heads
+    if "out_proj" in name:
+        return grouped("", w.T, config).T
+    plain = 2 * keys * config.linear_key_head_dim if "in_proj_qkv" in name or "conv1d" in name else 0
+    values = w[plain:]
+    back = values.reshape(each, keys, -1, *w.shape[1:]).swapaxes(0, 1).reshape(values.shape)
+    return np.concatenate([w[:plain], back])
+
+
+def falcon_factor(name, config, w):
+    """What the converter multiplies the tensor by."""
+    last = name.split(".")[-2] if "." in name else name
+    if name.endswith("mamba.in_proj.weight"):
+        groups = config.mamba_n_groups * config.mamba_d_state
+        runs = [config.mamba_d_ssm, config.mamba_d_ssm, groups, groups, config.mamba_n_heads]
+        return config.ssm_in_multiplier * np.repeat(np.float32(config.ssm_multipliers), runs)[:, None]
+    factors = {
+        "down_proj": config.mlp_multipliers[1], "gate_proj": config.mlp_multipliers[0],
+        "k_proj": config.key_multiplier * config.attention_in_multiplier, "q_proj": config.attention_in_multiplier,
+        "v_proj": config.attention_in_multiplier, "o_proj": config.attention_out_multiplier,
+        "out_proj": config.ssm_out_multiplier, "lm_head": config.lm_head_multiplier, "embed_tokens": config.embedding_multiplier,
+    }
+    return factors.get(last, 1.0)
+
+
+def from_stacks(arch, name, stored, config):
+    """The names of the tensors that parameter `name` is made of, and its values; None if it is one tensor."""
+    layer, _, rest = name.removeprefix("model.layers.").removeprefix("backbone.layers.").partition(".")
+    if rest.endswith("in_proj_qkvz.weight"):
+        keys = [f"blk.{layer}.attn_qkv.weight", f"blk.{layer}.attn_gate.weight"]
+        return keys, by_key_head(*(stored[k] for k in keys), config)
+    for end, (parts, join) in {**STACKS, **STATES, **(GPT_OSS if arch == "gpt-oss" else {})}.items():
+        if rest.endswith(end):
+            keys = [f"blk.{layer}.{part}" for part in parts]
+            if keys[0] not in stored:
+                # A Granite without experts.
+                keys = [k.replace("_shexp", "") for k in keys]
+            w = join(*(stored[k] for k in keys))
+            if arch in ("qwen35", "qwen35moe") and "linear_attn" in name and not name.endswith("norm.weight"):
+                w = grouped(name, w, config)
+            return keys, w
+    return None
 
 
 def dequantized(path, model):
@@ -97,7 +217,7 @@ def dequantized(path, model):
     ids = {name: arch_id for arch_id, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(ids[arch], config.num_hidden_layers)
     out, used = {}, set()
-    parameters = {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if n.endswith("layer_scalar")}}
+    parameters = {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if n.endswith(("layer_scalar", "e_score_correction_bias", "expert_bias"))}}
     for name, p in parameters.items():
         if ".act_fn." in name:
             # In the metadata; the numbers of the layers in order.
@@ -106,19 +226,29 @@ def dequantized(path, model):
             assert np.array_equal(w, p.detach().float().numpy()), name
             out[name] = torch.tensor(w)
             continue
+        if parts := from_stacks(arch, name, stored, config):
+            keys, w = parts
+            used.update(keys)
+            assert w.size == p.numel(), (name, w.shape, p.shape)
+            w = w.reshape(p.shape)
+            out[name] = torch.tensor(np.ascontiguousarray(w))
+            continue
         short = name.removeprefix("transformer.") if arch in ("gpt2", "starcoder") else name
         module, _, head = short.partition(".norms.")
         if head:
             short = f"{module}.weight"
         if short.endswith("layer_scalar"):
             short += ".weight"
+        if arch == "nemotron_h":
+            short = short.replace("model.", "backbone.", 1)
         key = names.get_name(short, try_suffixes=(".weight", ".bias"))
         used.add(key)
         w = stored[key][int(head.split(".")[0])] if head else stored[key]
         w = as_in_transformers(arch, name, w, config)
         assert w.shape == tuple(p.shape), (name, w.shape, p.shape)
         out[name] = torch.tensor(np.ascontiguousarray(w))
-    assert set(stored) - used <= ROPE, set(stored) - used
+    left = {t for t in set(stored) - used - ROPE if not t.startswith(f"blk.{config.num_hidden_layers}.")}
+    assert not left, left
     return out
 
 
@@ -131,7 +261,7 @@ def make(name, case, bases, d, quantize):
         with tempfile.TemporaryDirectory() as tmp:
             convert(src, Path(tmp) / "f32.gguf", "f32")
             single = [x for t in case.get("tensor_types", ()) for x in ("--tensor-type", t)]
-            command = [quantize, *single, *([] if single else ["--pure"]), f"{tmp}/f32.gguf", d / "model.gguf", case["type"], "1"]
+            command = [quantize, *single, *([] if single or case["type"] == "mxfp4_moe" else ["--pure"]), f"{tmp}/f32.gguf", d / "model.gguf", case["type"], "1"]
             subprocess.run(command, check=True, capture_output=True)
     model = AutoModelForCausalLM.from_pretrained(src, dtype=torch.float32, attn_implementation="eager").eval()
     weights = dequantized(d / "model.gguf", model)

@@ -42,4 +42,11 @@ pub(crate) fn ignored(spec: &DecoderSpec, name: &str) -> bool {
     name.ends_with("rotary_emb.inv_freq")
         || (spec.head.tied && matches!(name, "lm_head.weight" | "lm_head.scales" | "lm_head.biases"))
         || name.starts_with("rope_f") && name.ends_with(".weight")
+        || ahead(spec, name)
+}
+
+/// Whether it is of a layer past the last of a GGUF file's decoder, which predicts further tokens.
+fn ahead(spec: &DecoderSpec, name: &str) -> bool {
+    let layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
+    layer.is_some_and(|i| i >= spec.layers.len())
 }

@@ -285,7 +285,9 @@ fn what_changes_the_result_is_refused() {
         let e = draft.error().to_string();
         assert!(e.contains(want), "{e}: not {want}");
     };
-    refused(complete("glm4").count("glm4.nextn_predict_layers", 1), "glm4.nextn_predict_layers: wanted 0");
+    let ahead = |n| complete("glm4").count("glm4.nextn_predict_layers", n);
+    refused(ahead(2), "glm4.nextn_predict_layers: wanted fewer than the 2 layers, got 2");
+    refused(ahead(u32::MAX), "wanted fewer than the 2 layers");
     refused(complete("llama").value("llama.attention.causal", 7, &[0]), "causal: wanted true, got false");
     let sections = counts(&[16, 24, 24, 0]);
     refused(complete("glm4").value("glm4.rope.dimension_sections", 9, &sections), "sections: wanted none");
@@ -312,16 +314,72 @@ fn what_changes_the_result_is_refused() {
 }
 
 #[test]
+fn mixtures_that_are_not_computed_are_refused() {
+    let refused = |draft: Draft, want: &str| {
+        let e = draft.error().to_string();
+        assert!(e.contains(want), "{e}: not {want}");
+    };
+    let experts = |n: u32| complete("qwen3moe").count("qwen3moe.expert_count", n);
+    refused(complete("qwen3moe"), "no metadata key qwen3moe.expert_count");
+    refused(experts(0), "qwen3moe.expert_count: wanted 1 to 4096, got 0");
+    refused(experts(u32::MAX), "qwen3moe.expert_count: wanted 1 to 4096, got 4294967295");
+    refused(experts(4), "no metadata key qwen3moe.expert_used_count");
+    let set = |name: &str, n: u32| experts(4).count(&format!("qwen3moe.{name}"), n);
+    refused(set("expert_gating_func", 2), "expert_gating_func: wanted 1, got 2");
+    refused(set("expert_gating_func", 4), "expert_gating_func: wanted 1: softmax, 2: sigmoid, or 3");
+    refused(set("expert_group_count", 2), "expert_group_count: wanted 1: experts chosen among all, got 2");
+    let scale = experts(4).value("qwen3moe.expert_weights_scale", 6, &2f32.to_le_bytes());
+    refused(scale, "expert_weights_scale: wanted 1, got 2");
+    let rotated = complete("deepseek2").count("deepseek2.attention.kv_lora_rank", 8);
+    refused(rotated, "no metadata key deepseek2.rope.dimension_count");
+    let hybrid = complete("lfm2").value("lfm2.attention.head_count_kv", 9, &counts(&[2, 1]));
+    refused(hybrid, "head_count_kv: wanted 0 or 2 in each layer, got 1");
+    let states = |heads: u32| {
+        let keys = [("inner_size", 64), ("time_step_rank", heads), ("group_count", 1), ("state_size", 8)];
+        let draft = keys
+            .iter()
+            .fold(complete("granitehybrid"), |d, (key, n)| d.count(&format!("granitehybrid.ssm.{key}"), *n));
+        draft.count("granitehybrid.ssm.conv_kernel", 4)
+    };
+    refused(states(0), "ssm.time_step_rank: wanted at least 1, got 0");
+    refused(states(u32::MAX), "ssm.time_step_rank: wanted a divisor of 64, got 4294967295");
+}
+
+#[test]
+fn configurations_with_experts_and_states() {
+    expect("gguf-mixtral", json!({"model_type": "mixtral", "num_experts": 4, "num_experts_per_tok": 2}));
+    expect("gguf-qwen3-moe", json!({"norm_topk_prob": true, "moe_intermediate_size": 32}));
+    expect("gguf-qwen2-moe", json!({"shared_expert_intermediate_size": 64, "qkv_bias": true}));
+    expect(
+        "gguf-deepseek-v3",
+        json!({
+            "model_type": "deepseek_v3", "qk_rope_head_dim": 8, "qk_nope_head_dim": 32, "v_head_dim": 16,
+            "kv_lora_rank": 32, "q_lora_rank": 32, "n_group": 2, "routed_scaling_factor": 1.7,
+        }),
+    );
+    // One layer more predicts further tokens.
+    expect("gguf-glm4-moe", json!({"num_hidden_layers": 2, "first_k_dense_replace": 1, "use_qk_norm": true}));
+    expect(
+        "gguf-granitemoe-shared",
+        json!({"shared_intermediate_size": 64, "position_embedding_type": "rope"}),
+    );
+    expect("gguf-lfm2", json!({"layer_types": ["conv", "full_attention", "conv"], "conv_L_cache": 3}));
+    expect("gguf-nemotron-h", json!({"layers_block_type": ["mamba", "mlp", "attention"]}));
+    // Key heads are repeated.
+    expect("gguf-qwen3-5", json!({"linear_num_key_heads": 4, "linear_num_value_heads": 4}));
+}
+
+#[test]
 fn metadata_that_stand_for_no_configuration() {
-    let e = Draft::new("mamba").error().to_string();
+    let e = Draft::new("warp").error().to_string();
     assert!(
-        e.starts_with("GGUF: general.architecture: wanted apertus, chatglm, ") && e.ends_with("got mamba"),
+        e.starts_with("GGUF: general.architecture: wanted apertus, chatglm, ") && e.ends_with("got warp"),
         "{e}"
     );
     let e = Draft::new("llama").error().to_string();
     assert_eq!(e, "<memory>: no metadata key llama.embedding_length");
-    let e = Draft::new("llama").count("llama.expert_count", 8).error().to_string();
-    assert_eq!(e, "GGUF: llama.expert_count: wanted 0: no experts, got 8");
+    let e = Draft::new("gemma").count("gemma.expert_count", 8).error().to_string();
+    assert_eq!(e, "GGUF: gemma.expert_count: wanted 0: no experts, got 8");
 
     let draft = || {
         let counts = ["embedding_length", "feed_forward_length", "block_count", "context_length"];

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-use crate::{Error, Result};
+use crate::{Error, Result, ggml};
 
 /// A floating-point type of stored values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,6 +59,8 @@ pub enum Format {
     Q5_1,
     /// GGML: blocks of 32, `{f16 d; 32 x i8}`, `d * q`.
     Q8_0,
+    /// GGML's MXFP4: blocks of 32, `{E8M0 scale; 16 bytes}`; the values of [`MxFp4`](Self::MxFp4).
+    MxFp4Blocks,
     /// GGML: super-blocks of 256, 4 bits, 6-bit scales and minima for each 32.
     Q4K,
     /// GGML: super-blocks of 256, 5 bits, 6-bit scales and minima for each 32.
@@ -85,7 +87,7 @@ impl Format {
             Self::Affine { group, .. } => group,
             Self::NvFp4 => 16,
             Self::MxFp4 | Self::MxFp8 => 32,
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::MxFp4Blocks => 32,
             Self::Q4K | Self::Q5K | Self::Q6K => 256,
         }
     }
@@ -135,6 +137,7 @@ impl Format {
             Self::Q5_0 => [22, 0, 0],
             Self::Q5_1 => [24, 0, 0],
             Self::Q8_0 => [34, 0, 0],
+            Self::MxFp4Blocks => [17, 0, 0],
             Self::Q4K => [144, 0, 0],
             Self::Q5K => [176, 0, 0],
             Self::Q6K => [210, 0, 0],
@@ -206,6 +209,22 @@ impl<'a> RawTensor<'a> {
             shape,
             [Cow::Owned(bytes), Cow::Borrowed(&[]), Cow::Borrowed(&[])],
         )
+    }
+
+    /// The tensor with scales apart from codes, where its format is [`Format::MxFp4Blocks`]; any other as it is.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new) if the fields do not fit.
+    pub fn apart(&self) -> Result<RawTensor<'_>> {
+        if self.format != Format::MxFp4Blocks {
+            let [codes, scales, biases] =
+                [&self.codes, &self.scales, &self.biases].map(|part| Cow::Borrowed(&part[..]));
+            let shape = self.shape.clone();
+            return Ok(RawTensor { format: self.format, shape, codes, scales, biases, factor: self.factor });
+        }
+        self.check()?;
+        let [codes, scales] = ggml::apart(&self.codes);
+        RawTensor::new(Format::MxFp4, self.shape.clone(), [codes.into(), scales.into(), Cow::Borrowed(&[])])
     }
 
     /// [`rows`](Self::rows), if the shape's product fits.

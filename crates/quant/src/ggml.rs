@@ -1,12 +1,12 @@
 //! GGML blocks: scales and codes interleaved in one byte string. Containers (GGUF) are elsewhere.
 //!
-//! Every format is read as `w = scale * code + bias` with unsigned codes. That loses nothing: an f16 scale
+//! Every format but MXFP4 is read as `w = scale * code + bias` with unsigned codes. That loses nothing: an f16 scale
 //! times a 6-bit scale times a code fits the 24 bits of an f32, so the sum is the only rounding.
 
 use half::f16;
 
-use crate::Format;
 use crate::codec::Parts;
+use crate::{Format, bitstream, microscaling};
 
 /// Values of the largest block.
 const MAX_BLOCK: usize = 256;
@@ -21,6 +21,9 @@ fn blocks(format: Format, bytes: &[u8], cols: usize) -> std::slice::ChunksExact<
 
 /// Values of a row.
 pub(crate) fn decode(format: Format, bytes: &[u8], out: &mut [f32]) {
+    if format == Format::MxFp4Blocks {
+        return decode_mxfp4(bytes, out);
+    }
     let mut codes = [0; MAX_BLOCK];
     let (mut scales, mut biases) = ([0.0; MAX_META], [0.0; MAX_META]);
     let (group, meta) = (format.group(), format.meta_group());
@@ -36,6 +39,29 @@ pub(crate) fn decode(format: Format, bytes: &[u8], out: &mut [f32]) {
             }
         }
     }
+}
+
+/// GGML doubles the elements and halves the scales, so that both are those of the specification.
+fn decode_mxfp4(bytes: &[u8], out: &mut [f32]) {
+    let mut codes = [0; 32];
+    for (block, out) in bytes.as_chunks::<17>().0.iter().zip(out.chunks_exact_mut(32)) {
+        nibbles(&block[1..], &mut codes);
+        let scale = microscaling::e8m0_to_f32(block[0]);
+        for (w, code) in out.iter_mut().zip(codes) {
+            *w = scale * microscaling::E2M1[usize::from(code)];
+        }
+    }
+}
+
+/// Codes, two a byte in order, and scales of MXFP4 blocks.
+pub(crate) fn apart(bytes: &[u8]) -> [Vec<u8>; 2] {
+    let blocks = bytes.as_chunks::<17>().0;
+    let (mut packed, mut codes) = (Vec::with_capacity(blocks.len() * 16), [0; 32]);
+    for block in blocks {
+        nibbles(&block[1..], &mut codes);
+        bitstream::pack(4, &codes, &mut packed);
+    }
+    [packed, blocks.iter().map(|block| block[0]).collect()]
 }
 
 /// Codes of a row.
@@ -62,6 +88,7 @@ pub(crate) fn codes(format: Format, bytes: &[u8], out: &mut [u8]) {
             }
         }),
         Format::Q5K => each::<176, 256>(bytes, out, fives),
+        Format::MxFp4Blocks => each::<17, 32>(bytes, out, |block, out| nibbles(&block[1..], out)),
         _ => each::<210, 256>(bytes, out, sixes),
     }
 }
@@ -177,6 +204,7 @@ fn block_scales(format: Format, block: &[u8], scales: &mut [f32], biases: &mut [
                 *bias = if format == Format::Q6K { *scale * -32.0 } else { -(min * f32::from(mins[i])) };
             }
         }
+        Format::MxFp4Blocks => (scales[0], biases[0]) = (microscaling::e8m0_to_f32(block[0]), 0.0),
         _ => {
             let d = half_at(0);
             scales[0] = d;

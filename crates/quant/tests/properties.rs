@@ -15,6 +15,7 @@ fn float_types() -> [FloatType; 3] {
 fn coded() -> Vec<Format> {
     let mut formats = vec![Format::MxFp4, Format::MxFp8, Format::NvFp4, Format::Q4_0, Format::Q4_1];
     formats.extend([Format::Q5_0, Format::Q5_1, Format::Q8_0, Format::Q4K, Format::Q5K, Format::Q6K]);
+    formats.push(Format::MxFp4Blocks);
     for bits in [2, 3, 4, 5, 6, 8] {
         for group in [32, 64, 128] {
             formats.extend(float_types().map(|meta| Format::Affine { bits, group, meta }));
@@ -24,7 +25,7 @@ fn coded() -> Vec<Format> {
 }
 
 fn encodable() -> Vec<Format> {
-    let read_only = [Format::Q5_0, Format::Q5_1, Format::Q4K, Format::Q5K, Format::Q6K];
+    let read_only = [Format::Q5_0, Format::Q5_1, Format::Q4K, Format::Q5K, Format::Q6K, Format::MxFp4Blocks];
     coded().into_iter().filter(|f| !read_only.contains(f)).collect()
 }
 

@@ -45,6 +45,7 @@ fn format(name: &str) -> Format {
         "Q4_K" => Format::Q4K,
         "Q5_K" => Format::Q5K,
         "Q6_K" => Format::Q6K,
+        "MXFP4" => Format::MxFp4Blocks,
         other => panic!("{other}"),
     }
 }

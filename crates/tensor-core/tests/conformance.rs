@@ -151,6 +151,7 @@ fn formats() -> Vec<(Format, usize)> {
     all.extend([Format::Q4_0, Format::Q4_1, Format::Q8_0].map(|f| (f, 160)));
     all.extend([Format::Q5_0, Format::Q5_1].map(|f| (f, 96)));
     all.extend([Format::Q4K, Format::Q5K, Format::Q6K].map(|f| (f, 512)));
+    all.push((Format::MxFp4Blocks, 96));
     all
 }
 

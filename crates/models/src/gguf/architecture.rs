@@ -2,7 +2,7 @@
 
 use super::config::{Config, gpt2, like_llama};
 use super::metadata::Metadata;
-use super::{families, gemma};
+use super::{families, gemma, mixtures, recurrent};
 use crate::Result;
 use crate::names::Pairs;
 
@@ -22,6 +22,8 @@ pub(super) struct Architecture {
     pub modules: &'static Pairs,
     /// What became of values and their order.
     pub stored: Stored,
+    /// More of these where there are experts; `None` if there can't be.
+    pub mixed: Option<&'static Pairs>,
 }
 
 /// What the converter does to parameters.
@@ -43,6 +45,8 @@ use Stored::{HeadNorms, NormsPlusOne, Stacked};
 
 const RMS: (&str, &str) = ("attention.layer_norm_rms_epsilon", "rms_norm_eps");
 
+const LFM2_EPS: (&str, &str) = (RMS.0, "norm_eps");
+
 /// A LayerNorm whose epsilon is `key` of config.json.
 const fn layer_norm(key: &'static str) -> (&'static str, &'static str) {
     ("attention.layer_norm_epsilon", key)
@@ -52,10 +56,26 @@ const PERMUTED: Stored = Stored::Permuted { biases: true };
 /// The norm after attention is one, not the one before the feed-forward layer.
 const POST_NORM: &Pairs = &[("post_attention_layernorm", "post_attention_norm")];
 
+/// The feed-forward layer of Granite 4 is an expert that all rows use where there are others.
+const SHARED: Option<&Pairs> = Some(&[
+    ("mlp.gate_proj", "ffn_gate_shexp"),
+    ("mlp.up_proj", "ffn_up_shexp"),
+    ("mlp.down_proj", "ffn_down_shexp"),
+]);
+
 /// An architecture with Llama's keys and names.
 const fn named(name: &'static str, model_type: &'static str) -> Architecture {
     let (config, act, stored) = (like_llama as fn(&Metadata<'_>) -> _, "silu", Stored::AsIs);
-    Architecture { name, model_type, config, act, eps: RMS, modules: &[], stored }
+    Architecture { name, model_type, config, act, eps: RMS, modules: &[], stored, mixed: None }
+}
+
+/// An architecture whose feed-forward layers are mixtures.
+const fn mixture(
+    name: &'static str,
+    model_type: &'static str,
+    config: fn(&Metadata<'_>) -> Result<Config>,
+) -> Architecture {
+    Architecture { config, mixed: Some(&[]), ..named(name, model_type) }
 }
 
 const GELU_TANH: &str = "gelu_pytorch_tanh";
@@ -74,8 +94,12 @@ pub(super) const ALL: &[Architecture] = &[
         eps: layer_norm("layer_norm_eps"),
         ..named("command-r", "cohere")
     },
+    mixture("deepseek2", "deepseek_v2", mixtures::deepseek2),
+    mixture("dots1", "dots1", mixtures::dots1),
     Architecture { config: families::ernie4_5, ..named("ernie4_5", "ernie4_5") },
+    mixture("ernie4_5-moe", "ernie4_5_moe", mixtures::ernie4_5),
     Architecture { config: families::exaone4, modules: POST_NORM, ..named("exaone4", "exaone4") },
+    Architecture { config: recurrent::falcon_h1, ..named("falcon-h1", "falcon_h1") },
     Architecture { act: GELU_TANH, stored: NormsPlusOne, ..named("gemma", "gemma") },
     Architecture {
         config: gemma::gemma2,
@@ -98,6 +122,8 @@ pub(super) const ALL: &[Architecture] = &[
         ..named("gemma4", "gemma4_text")
     },
     named("glm4", "glm4"),
+    Architecture { modules: POST_NORM, ..mixture("glm4moe", "glm4_moe", mixtures::glm4) },
+    Architecture { modules: POST_NORM, ..mixture("gpt-oss", "gpt_oss", mixtures::gpt_oss) },
     Architecture {
         config: gpt2,
         act: "gelu_new",
@@ -112,14 +138,35 @@ pub(super) const ALL: &[Architecture] = &[
         ..named("gptneox", "gpt_neox")
     },
     Architecture { config: families::granite, stored: PERMUTED, ..named("granite", "granite") },
+    Architecture {
+        mixed: SHARED,
+        stored: PERMUTED,
+        ..mixture("granitehybrid", "granitemoehybrid", recurrent::granite_hybrid)
+    },
+    Architecture {
+        mixed: SHARED,
+        stored: PERMUTED,
+        ..mixture("granitemoe", "granitemoe", mixtures::granite)
+    },
     Architecture { config: families::hunyuan, ..named("hunyuan-dense", "hunyuan_v1_dense") },
-    Architecture { config: families::llama, stored: PERMUTED, ..named("llama", "llama") },
+    Architecture { config: recurrent::lfm2, eps: LFM2_EPS, ..named("lfm2", "lfm2") },
+    Architecture { eps: LFM2_EPS, ..mixture("lfm2moe", "lfm2_moe", recurrent::lfm2_moe) },
+    Architecture { stored: PERMUTED, ..mixture("llama", "llama", mixtures::llama) },
+    Architecture { config: recurrent::mamba, ..named("mamba", "mamba") },
+    Architecture { config: recurrent::mamba2, ..named("mamba2", "mamba2") },
+    mixture("minimax-m2", "minimax_m2", mixtures::minimax_m2),
     Architecture { config: families::ministral3, stored: PERMUTED, ..named("mistral3", "ministral3") },
     Architecture {
         act: "relu2",
         eps: layer_norm("norm_eps"),
         stored: NormsPlusOne,
         ..named("nemotron", "nemotron")
+    },
+    Architecture {
+        config: recurrent::nemotron_h,
+        act: "relu2",
+        eps: (RMS.0, "layer_norm_epsilon"),
+        ..named("nemotron_h", "nemotron_h")
     },
     Architecture {
         config: families::olmo,
@@ -129,10 +176,28 @@ pub(super) const ALL: &[Architecture] = &[
     },
     // OLMo 3 if there is a window.
     Architecture { config: families::olmo2, modules: POST_NORM, ..named("olmo2", "olmo2") },
+    mixture("olmoe", "olmoe", mixtures::olmoe),
     Architecture { act: "gelu_new", eps: layer_norm("layer_norm_eps"), ..named("phi2", "phi") },
     Architecture { config: families::phi3, ..named("phi3", "phi3") },
     named("qwen2", "qwen2"),
+    mixture("qwen2moe", "qwen2_moe", mixtures::qwen2),
     named("qwen3", "qwen3"),
+    Architecture {
+        modules: POST_NORM,
+        stored: NormsPlusOne,
+        ..mixture("qwen35", "qwen3_5_text", recurrent::qwen3_5)
+    },
+    Architecture {
+        modules: POST_NORM,
+        stored: NormsPlusOne,
+        ..mixture("qwen35moe", "qwen3_5_text", recurrent::qwen3_5)
+    },
+    mixture("qwen3moe", "qwen3_moe", mixtures::qwen3),
+    Architecture {
+        modules: POST_NORM,
+        stored: NormsPlusOne,
+        ..mixture("qwen3next", "qwen3_next", recurrent::qwen3_next)
+    },
     Architecture { config: families::seed_oss, modules: POST_NORM, ..named("seed_oss", "seed_oss") },
     Architecture { config: families::smollm3, stored: PERMUTED, ..named("smollm3", "smollm3") },
     Architecture {

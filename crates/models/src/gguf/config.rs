@@ -11,7 +11,7 @@ use crate::Result;
 pub(super) struct Config(pub Map<String, Value>);
 
 impl Config {
-    fn new(m: &Metadata<'_>) -> Self {
+    pub fn new(m: &Metadata<'_>) -> Self {
         let mut c = Self::default();
         c.set("model_type", m.architecture.model_type);
         c
@@ -40,7 +40,7 @@ pub(super) fn like_llama(m: &Metadata<'_>) -> Result<Config> {
 pub(super) fn varying(m: &Metadata<'_>) -> Result<Config> {
     let mut c = Config::new(m);
     c.set("hidden_size", m.required_count("embedding_length")?);
-    c.set("num_hidden_layers", m.required_count("block_count")?);
+    c.set("num_hidden_layers", m.layers()?);
     c.set("num_attention_heads", m.heads()?);
     c.set("head_dim", m.head_dim()?);
     c.set("max_position_embeddings", m.required_count("context_length")?);
@@ -59,7 +59,7 @@ pub(super) fn gpt2(m: &Metadata<'_>) -> Result<Config> {
     c.set(spelt, m.required_number(key)?);
     c.set("n_embd", m.required_count("embedding_length")?);
     c.set("n_head", m.heads()?);
-    c.set("n_layer", m.required_count("block_count")?);
+    c.set("n_layer", m.layers()?);
     c.set("n_positions", m.rows("position_embd.weight")?);
     // The converter writes 4 * n_embd into `feed_forward_length` whatever it is.
     c.set("n_inner", m.rows("blk.0.ffn_up.weight")?);

@@ -85,21 +85,32 @@ pub(super) fn gpt_neox(m: &Metadata<'_>) -> Result<Config> {
 
 pub(super) fn granite(m: &Metadata<'_>) -> Result<Config> {
     let mut c = like_llama(m)?;
-    let scale = m.factor("attention.scale")?;
-    c.set("attention_multiplier", scale.unwrap_or((m.head_dim()? as f32).powf(-0.5)));
-    c.set("embedding_multiplier", m.factor("embedding_scale")?.unwrap_or(1.0));
-    c.set("residual_multiplier", m.factor("residual_scale")?.unwrap_or(1.0));
-    c.set("logits_scaling", m.required_number("logit_scale")?);
-    // Here the key says whether there is rope at all.
-    let key = "rope.scaling.finetuned";
-    if !m.flag(key)?.unwrap_or(true) {
-        return Err(m.unsupported(key, "true: rope in all layers", false));
+    multipliers(m, &mut c)?;
+    if !turned(m)? {
+        return Err(m.unsupported(FINETUNED, "true: rope in all layers", false));
     }
     let key = "deepstack_mapping";
     if let Some(layers) = m.g.integers(&m.key(key))?.filter(|layers| layers.iter().any(|i| *i >= 0)) {
         return Err(m.unsupported(key, "no layers that images come into", layers.len()));
     }
     Ok(c)
+}
+
+/// Granite's factors.
+pub(super) fn multipliers(m: &Metadata<'_>, c: &mut Config) -> Result<()> {
+    let scale = m.factor("attention.scale")?;
+    c.set("attention_multiplier", scale.unwrap_or((m.head_dim()? as f32).powf(-0.5)));
+    c.set("embedding_multiplier", m.factor("embedding_scale")?.unwrap_or(1.0));
+    c.set("residual_multiplier", m.factor("residual_scale")?.unwrap_or(1.0));
+    c.set("logits_scaling", m.required_number("logit_scale")?);
+    Ok(())
+}
+
+/// Where Granite's files say whether there is rope at all.
+pub(super) const FINETUNED: &str = "rope.scaling.finetuned";
+
+pub(super) fn turned(m: &Metadata<'_>) -> Result<bool> {
+    Ok(m.flag(FINETUNED)?.unwrap_or(true))
 }
 
 pub(super) fn hunyuan(m: &Metadata<'_>) -> Result<Config> {

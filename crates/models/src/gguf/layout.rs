@@ -1,11 +1,12 @@
 //! Where parameters are: from the names of Hugging Face checkpoints to GGUF's, and what became of the values.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use rillm_nn::Origin;
+use rillm_nn::{Lie, Origin, WeightSource};
 
 use super::architecture::{Architecture, Stored};
-use super::metadata::Metadata;
+use super::metadata::{Experts, Metadata};
 use crate::names::{Pairs, stacked};
 use crate::{Layout, Result};
 
@@ -18,6 +19,11 @@ const TOP: &Pairs = &[
     ("model.norm", "output_norm"),
     ("model.ln_f", "output_norm"),
     ("model.final_layernorm", "output_norm"),
+    ("model.embedding_norm", "token_embd_norm"),
+    ("model.embeddings", "token_embd"),
+    ("model.norm_f", "output_norm"),
+    ("backbone.embeddings", "token_embd"),
+    ("backbone.norm_f", "output_norm"),
     ("gpt_neox.final_layer_norm", "output_norm"),
     ("lm_head", "output"),
     ("embed_out", "output"),
@@ -27,16 +33,19 @@ const TOP: &Pairs = &[
 ];
 
 /// Before the number of a layer. Of gpt2's names those of mlx-lm, whose matrices are `[out, in]` as in GGUF.
-const LAYERS: [&str; 3] = ["model.layers.", "model.h.", "gpt_neox.layers."];
+const LAYERS: [&str; 4] = ["model.layers.", "model.h.", "gpt_neox.layers.", "backbone.layers."];
 
 /// In a layer.
 const MODULES: &Pairs = &[
     ("input_layernorm", "attn_norm"),
     ("attention_layernorm", "attn_norm"),
+    ("operator_norm", "attn_norm"),
+    ("norm", "attn_norm"),
     ("ln_1", "attn_norm"),
     ("post_attention_layernorm", "ffn_norm"),
     ("pre_feedforward_layernorm", "ffn_norm"),
     ("feedforward_layernorm", "ffn_norm"),
+    ("ffn_norm", "ffn_norm"),
     ("ln_2", "ffn_norm"),
     ("post_self_attn_layernorm", "post_attention_norm"),
     ("post_feedforward_layernorm", "post_ffw_norm"),
@@ -50,13 +59,46 @@ const MODULES: &Pairs = &[
     ("self_attn.key_layernorm", "attn_k_norm"),
     ("self_attn.q_layernorm", "attn_q_norm"),
     ("self_attn.k_layernorm", "attn_k_norm"),
+    ("self_attn.q_a_proj", "attn_q_a"),
+    ("self_attn.q_a_layernorm", "attn_q_a_norm"),
+    ("self_attn.q_b_proj", "attn_q_b"),
+    ("self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa"),
+    ("self_attn.kv_a_layernorm", "attn_kv_a_norm"),
+    ("self_attn.kv_b_proj", "attn_kv_b"),
+    ("self_attn.embed_q", "attn_k_b"),
+    ("self_attn.unembed_out", "attn_v_b"),
+    ("mixer.q_proj", "attn_q"),
+    ("mixer.k_proj", "attn_k"),
+    ("mixer.v_proj", "attn_v"),
+    ("mixer.o_proj", "attn_output"),
     ("self_attn.qkv_proj", "attn_qkv"),
     ("attn.c_attn", "attn_qkv"),
     ("attention.query_key_value", "attn_qkv"),
     ("self_attn.o_proj", "attn_output"),
     ("attn.c_proj", "attn_output"),
+    ("self_attn.out_proj", "attn_output"),
     ("self_attn.dense", "attn_output"),
     ("attention.dense", "attn_output"),
+    ("mlp.gate", "ffn_gate_inp"),
+    ("mlp.router", "ffn_gate_inp"),
+    ("block_sparse_moe.gate", "ffn_gate_inp"),
+    ("block_sparse_moe.router.layer", "ffn_gate_inp"),
+    ("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
+    ("mlp.shared_expert.up_proj", "ffn_up_shexp"),
+    ("mlp.shared_expert.down_proj", "ffn_down_shexp"),
+    ("mlp.shared_experts.gate_proj", "ffn_gate_shexp"),
+    ("mlp.shared_experts.up_proj", "ffn_up_shexp"),
+    ("mlp.shared_experts.down_proj", "ffn_down_shexp"),
+    ("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
+    ("feed_forward.gate", "ffn_gate_inp"),
+    ("feed_forward.w1", "ffn_gate"),
+    ("feed_forward.w3", "ffn_up"),
+    ("feed_forward.w2", "ffn_down"),
+    ("feed_forward.gate_proj", "ffn_gate"),
+    ("feed_forward.up_proj", "ffn_up"),
+    ("feed_forward.down_proj", "ffn_down"),
+    ("mixer.up_proj", "ffn_up"),
+    ("mixer.down_proj", "ffn_down"),
     ("mlp.gate_proj", "ffn_gate"),
     ("mlp.up_proj", "ffn_up"),
     ("mlp.gate_up_proj", "ffn_up"),
@@ -72,20 +114,83 @@ const MODULES: &Pairs = &[
     ("post_per_layer_input_norm", "post_norm"),
 ];
 
+/// In a layer, with what follows the last dot.
+const PARAMETERS: &Pairs = &[
+    ("layer_scalar", "layer_output_scale.weight"),
+    ("pre_ff_layernorm.weight", "ffn_norm"),
+    ("self_attn.sinks", "attn_sinks.weight"),
+    ("mlp.gate.e_score_correction_bias", "exp_probs_b.bias"),
+    ("mlp.moe_statics.e_score_correction_bias", "exp_probs_b.bias"),
+    ("block_sparse_moe.e_score_correction_bias", "exp_probs_b.bias"),
+    ("feed_forward.expert_bias", "exp_probs_b.bias"),
+];
+
+/// The modules that mixtures of experts are.
+const MIXTURES: [&str; 3] = ["mlp.experts.", "block_sparse_moe.experts.", "feed_forward.experts."];
+
+/// The modules that keep states.
+const STATES: [&str; 4] = ["mamba.", "mixer.", "linear_attn.", "conv."];
+
+/// In a module that keeps a state, with what follows the last dot.
+const STATE_PARAMETERS: &Pairs = &[
+    ("in_proj.weight", "ssm_in.weight"),
+    ("in_proj.bias", "ssm_in.bias"),
+    ("in_proj_qkv.weight", "attn_qkv.weight"),
+    ("in_proj_z.weight", "attn_gate.weight"),
+    ("in_proj_b.weight", "ssm_beta.weight"),
+    ("in_proj_a.weight", "ssm_alpha.weight"),
+    ("conv1d.weight", "ssm_conv1d.weight"),
+    ("conv1d.bias", "ssm_conv1d.bias"),
+    ("x_proj.weight", "ssm_x.weight"),
+    ("dt_proj.weight", "ssm_dt.weight"),
+    ("dt_proj.bias", "ssm_dt.bias"),
+    ("dt_bias", "ssm_dt.bias"),
+    ("A_log", "ssm_a"),
+    ("D", "ssm_d"),
+    ("norm.weight", "ssm_norm.weight"),
+    ("out_proj.weight", "ssm_out.weight"),
+    ("out_proj.bias", "ssm_out.bias"),
+];
+
+/// The same of a short convolution.
+const CONV_PARAMETERS: &Pairs = &[
+    ("conv.in_proj.weight", "shortconv.in_proj.weight"),
+    ("conv.in_proj.bias", "shortconv.in_proj.bias"),
+    ("conv.conv.weight", "shortconv.conv.weight"),
+    ("conv.conv.bias", "shortconv.conv.bias"),
+    ("conv.out_proj.weight", "shortconv.out_proj.weight"),
+    ("conv.out_proj.bias", "shortconv.out_proj.bias"),
+];
+
 /// Where the parameters of the checkpoint that `m` was converted from are in it.
 pub(super) fn layout(m: &Metadata<'_>) -> Result<Layout> {
-    let (heads, kv_heads) = (m.heads()?, m.kv_heads_by_layer()?.first().copied().unwrap_or(0));
-    let head_dim = m.head_dim()?;
-    // Bounded by what is in the file, if it is a model.
-    let [q, kv] = [heads, kv_heads].map(|heads| heads.saturating_mul(head_dim).min(MAX_ROWS));
-    let fused = m.has("blk.0.attn_qkv.weight").then_some([q, kv, kv]);
+    let attends = m.count("attention.head_count")?.is_some_and(|heads| heads > 0);
+    let (heads, kv_heads) = match attends {
+        // Layers that don't attend have no heads.
+        true => (m.heads()?, m.kv_heads_by_layer()?.into_iter().max().unwrap_or(0)),
+        false => (0, 0),
+    };
+    let delta = Delta::of(m)?;
+    let fused = match attends && delta.is_none() && m.has("blk.0.attn_qkv.weight") {
+        true => {
+            let head_dim = m.head_dim()?;
+            // Bounded by what is in the file, if it is a model.
+            let [q, kv] = [heads, kv_heads].map(|heads| heads.saturating_mul(head_dim).min(MAX_ROWS));
+            Some([q, kv, kv])
+        }
+        false => None,
+    };
     let mut learned = HashMap::new();
     for key in ["alpha_p", "alpha_n", "beta", "eps"] {
         if let Some(values) = m.g.floats(&format!("xielu.{key}"))? {
             learned.insert(key, values);
         }
     }
-    let file = File { architecture: m.architecture, heads, kv_heads, fused, learned };
+    let experts = if m.count("expert_count")?.unwrap_or(0) > 0 { Some(m.experts()?) } else { None };
+    let joined = m.g.names().iter().any(|name| name.ends_with(".ffn_gate_up_exps.weight"));
+    let dim = m.required_count("embedding_length")?;
+    let file =
+        File { architecture: m.architecture, dim, heads, kv_heads, fused, learned, experts, joined, delta };
     Ok(Box::new(move |name| file.origin(name).unwrap_or_else(|| Origin::Tensor(name.to_owned()))))
 }
 
@@ -95,12 +200,60 @@ const MAX_ROWS: usize = 1 << 40;
 /// What the layout of a file depends on.
 struct File {
     architecture: &'static Architecture,
+    dim: usize,
     heads: usize,
     kv_heads: usize,
     /// Rows of queries, keys and values where they are one matrix.
     fused: Option<[usize; 3]>,
     /// Parameters that are in the metadata, a number for each layer.
     learned: HashMap<&'static str, Vec<f32>>,
+    experts: Option<Experts>,
+    /// Whether gates and what they open are one stack.
+    joined: bool,
+    delta: Option<Delta>,
+}
+
+/// How Qwen's delta rule is stored.
+enum Delta {
+    /// Two numbers for each value head, in runs of as many as a key head has value heads, of this many key heads.
+    Runs { run: usize, key_heads: usize },
+    /// Value heads take turns with the key heads, which are to be repeated: the rows of queries, keys and values in order,
+    /// of this many stored ones.
+    Turns { rows: Arc<[usize]>, of: usize },
+}
+
+impl Delta {
+    fn of(m: &Metadata<'_>) -> Result<Option<Self>> {
+        /// Beyond any model; keeps repeated rows within what a file justifies.
+        const MAX_RUN: usize = 16;
+        if !m.architecture.model_type.starts_with("qwen3_") || m.count("ssm.group_count")?.is_none() {
+            return Ok(None);
+        }
+        let key = "ssm.time_step_rank";
+        let (key_heads, heads) = (m.required_count("ssm.group_count")?, m.required_count(key)?);
+        let run = heads.checked_div(key_heads).unwrap_or(0);
+        if !(1..=MAX_RUN).contains(&run) || run * key_heads != heads {
+            return Err(m.unsupported(key, &format!("1 to {MAX_RUN} times {key_heads}"), heads));
+        }
+        if m.architecture.model_type == "qwen3_next" {
+            return Ok(Some(Self::Runs { run, key_heads }));
+        }
+        let (keys, values) = (
+            key_heads.saturating_mul(m.required_count("ssm.state_size")?),
+            m.required_count("ssm.inner_size")?,
+        );
+        let of = keys.saturating_mul(2).saturating_add(values);
+        let stored = (0..m.layers()?).find_map(|i| m.rows(&format!("blk.{i}.attn_qkv.weight")).ok());
+        if stored.is_some_and(|stored| stored != of) {
+            return Err(m.unsupported("ssm.inner_size", &format!("rows that make {stored:?}"), values));
+        }
+        let repeated = |start: usize| (0..run).flat_map(move |_| start..start + keys);
+        let rows: Arc<[usize]> = match stored {
+            Some(_) => repeated(0).chain(repeated(keys)).chain(2 * keys..of).collect(),
+            None => Arc::default(),
+        };
+        Ok(Some(Self::Turns { rows, of }))
+    }
 }
 
 impl File {
@@ -110,11 +263,20 @@ impl File {
             return Some(self.changed(module, format!("{stored}.{kind}")));
         }
         let (i, module) = LAYERS.iter().find_map(|prefix| name.strip_prefix(prefix))?.split_once('.')?;
-        let Some((module, kind)) = module.rsplit_once('.') else {
-            // A number of the layer.
-            return (module == "layer_scalar")
-                .then(|| Origin::Tensor(format!("blk.{i}.layer_output_scale.weight")));
-        };
+        if let Some(stored) = find(PARAMETERS, module) {
+            return Some(Origin::Tensor(format!("blk.{i}.{stored}")));
+        }
+        if let Some(of) = MIXTURES.iter().find_map(|prefix| module.strip_prefix(prefix)) {
+            return self.expert(i, of);
+        }
+        if let Some(stored) = find(CONV_PARAMETERS, module) {
+            return Some(Origin::Tensor(format!("blk.{i}.{stored}")));
+        }
+        let state = STATES.iter().find_map(|prefix| find(STATE_PARAMETERS, module.strip_prefix(prefix)?));
+        if let Some(stored) = state {
+            return Some(self.state(module, format!("blk.{i}.{stored}")));
+        }
+        let (module, kind) = module.rsplit_once('.')?;
         if module == "mlp.act_fn" {
             let value = *self.learned.get(kind)?.get(i.parse::<usize>().ok()?)?;
             return Some(Origin::Values { name: format!("xielu.{kind}"), values: vec![value] });
@@ -127,7 +289,9 @@ impl File {
         if let Some(origin) = self.part_of_fused(i, module, kind) {
             return Some(origin);
         }
-        let stored = find(self.architecture.modules, module).or_else(|| find(MODULES, module))?;
+        let mixed = self.architecture.mixed.filter(|_| self.experts.is_some()).unwrap_or_default();
+        let stored =
+            [mixed, self.architecture.modules, MODULES].iter().find_map(|pairs| find(pairs, module))?;
         Some(self.changed(module, format!("blk.{i}.{stored}.{kind}")))
     }
 
@@ -146,8 +310,51 @@ impl File {
             (Stored::Stacked, _) if module == "attention.query_key_value" => {
                 Origin::Unstacked { name, parts: 3, heads: self.heads }
             }
+            // A matrix of one row.
+            _ if name.ends_with("ffn_gate_inp_shexp.weight") => Origin::Reshaped { name },
             _ => Origin::Tensor(name),
         }
+    }
+
+    /// A parameter of a module that keeps a state.
+    fn state(&self, module: &str, name: String) -> Origin {
+        match (module.rsplit_once('.').map_or(module, |(_, kind)| kind), &self.delta) {
+            ("A_log", _) => Origin::Logarithm { name },
+            ("weight", _) if name.ends_with("ssm_norm.weight") => Origin::Reshaped { name },
+            ("weight", Some(Delta::Turns { rows, of })) if is_joined(&name) => {
+                Origin::Ordered { name, rows: rows.clone(), of: *of }
+            }
+            ("weight", Some(Delta::Runs { run, key_heads })) => {
+                let (run, stride) = (*run, 2 * run);
+                let both = |stored: &str, start| {
+                    let name = name.replace(stored, "ssm_ba");
+                    Origin::Strided { name, start, run, stride, of: stride * key_heads }
+                };
+                match name.rsplit('.').nth(1) {
+                    Some("ssm_beta") => both("ssm_beta", 0),
+                    Some("ssm_alpha") => both("ssm_alpha", run),
+                    _ => Origin::Tensor(name),
+                }
+            }
+            _ => Origin::Tensor(name),
+        }
+    }
+
+    /// `{e}.{part}.{kind}` of a mixture.
+    fn expert(&self, layer: &str, name: &str) -> Option<Origin> {
+        let (e, name) = name.split_once('.')?;
+        let (part, kind) = name.split_once('.')?;
+        let Experts { count, hidden } = self.experts?;
+        let (stored, start, of) = match part {
+            "gate_proj" if self.joined => ("gate_up", 0, hidden.saturating_mul(2)),
+            "up_proj" if self.joined => ("gate_up", hidden, hidden.saturating_mul(2)),
+            "gate_proj" => ("gate", 0, hidden),
+            "up_proj" => ("up", 0, hidden),
+            "down_proj" => ("down", 0, self.dim),
+            _ => return None,
+        };
+        let (name, index) = (format!("blk.{layer}.ffn_{stored}_exps.{kind}"), [e.parse().ok()?, count]);
+        Some(Origin::Stacked { name, index, start, step: 1, of, lie: Lie::Rows })
     }
 
     /// Row `head` of the norms of all heads.
@@ -168,6 +375,11 @@ impl File {
         let (rows, of) = stacked(&self.fused?, part);
         Some(Origin::Rows { name: format!("blk.{layer}.attn_qkv.{kind}"), rows, of })
     }
+}
+
+/// Whether it has rows, or channels, of queries, keys and values.
+fn is_joined(name: &str) -> bool {
+    name.ends_with("attn_qkv.weight") || name.ends_with("ssm_conv1d.weight")
 }
 
 fn find(pairs: &Pairs, module: &str) -> Option<&'static str> {

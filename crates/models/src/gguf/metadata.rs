@@ -8,6 +8,18 @@ use crate::{Error, Result};
 /// Beyond any model; keeps a hostile count from allocating.
 const MAX_LAYERS: usize = 4096;
 
+/// Beyond any model, too.
+const MAX_EXPERTS: usize = 4096;
+
+/// The experts of a layer.
+#[derive(Clone, Copy)]
+pub(super) struct Experts {
+    /// How many there are.
+    pub count: usize,
+    /// Width inside one.
+    pub hidden: usize,
+}
+
 /// The metadata of a file, and what is known of its architecture.
 pub(super) struct Metadata<'a> {
     pub g: &'a Gguf,
@@ -31,19 +43,16 @@ impl<'a> Metadata<'a> {
 
     /// Refuses what changes the result in any architecture and is not implemented.
     pub fn refuse(&self) -> Result<()> {
-        for (key, want) in [
-            ("expert_count", "0: no experts"),
-            ("nextn_predict_layers", "0: no layers that predict further tokens"),
-        ] {
-            if let Some(n @ 1..) = self.count(key)? {
-                return Err(self.unsupported(key, want, n));
-            }
+        if let (false, Some(n @ 1..)) = (self.architecture.mixed.is_some(), self.count("expert_count")?) {
+            return Err(self.unsupported("expert_count", "0: no experts", n));
         }
         if !self.flag("attention.causal")?.unwrap_or(true) {
             return Err(self.unsupported("attention.causal", "true", false));
         }
         let key = "rope.dimension_sections";
         match self.g.metadata(&self.key(key)) {
+            // Of text, all positions of a token are the same.
+            Some(_) if self.architecture.model_type == "qwen3_5_text" => Ok(()),
             Some(value) if value.to_integers().is_none_or(|v| v.iter().any(|n| *n != 0)) => {
                 Err(self.unsupported(key, "none: one position for each token", value))
             }
@@ -75,16 +84,17 @@ impl<'a> Metadata<'a> {
 
     /// A count for each layer.
     pub fn counts(&self, name: &str) -> Result<Vec<usize>> {
-        let (key, layers) = (self.key(name), self.layers()?);
+        let (key, layers) = (self.key(name), self.all_layers()?);
         let value = self.g.require(&key, self.g.metadata(&key))?;
         if !value.is_array() {
-            return Ok(vec![self.required_count(name)?; layers]);
+            return Ok(vec![self.required_count(name)?; self.layers()?]);
         }
         let list = value.to_integers().unwrap_or_default();
-        let list: Vec<_> = list.iter().filter_map(|n| usize::try_from(*n).ok()).collect();
+        let mut list: Vec<_> = list.iter().filter_map(|n| usize::try_from(*n).ok()).collect();
         if list.len() != layers {
             return Err(self.unsupported(name, &format!("{layers} counts"), value));
         }
+        list.truncate(self.layers()?);
         Ok(list)
     }
 
@@ -107,6 +117,16 @@ impl<'a> Metadata<'a> {
 
     pub fn flag(&self, name: &str) -> Result<Option<bool>> {
         Ok(self.g.bool(&self.key(name))?)
+    }
+
+    /// A truth value for each layer, if the key is there.
+    pub fn flags(&self, name: &str) -> Result<Option<Vec<bool>>> {
+        let (layers, all) = (self.layers()?, self.all_layers()?);
+        let Some(value) = self.g.metadata(&self.key(name)) else { return Ok(None) };
+        match value.as_bools() {
+            Some(list) if list.len() == all => Ok(Some(list[..layers].to_vec())),
+            _ => Err(self.unsupported(name, &format!("{all} times true or false"), value)),
+        }
     }
 
     /// Whether a tensor is there.
@@ -136,8 +156,30 @@ impl<'a> Metadata<'a> {
         Error::Metadata { key: self.key(name), want: want.to_owned(), got: got.to_string() }
     }
 
-    /// Layers, not too many to list.
+    /// The layers of the decoder: the last ones of a file may predict further tokens, and are left out.
     pub fn layers(&self) -> Result<usize> {
+        let (all, key) = (self.all_layers()?, "nextn_predict_layers");
+        let ahead = self.count(key)?.unwrap_or(0);
+        let layers = all.checked_sub(ahead).filter(|n| *n > 0);
+        layers.ok_or_else(|| self.unsupported(key, &format!("fewer than the {all} layers"), ahead))
+    }
+
+    /// The experts of the layers that have some.
+    pub fn experts(&self) -> Result<Experts> {
+        let key = "expert_count";
+        let count = self.required_count(key)?;
+        if !(1..=MAX_EXPERTS).contains(&count) {
+            return Err(self.unsupported(key, &format!("1 to {MAX_EXPERTS}"), count));
+        }
+        let hidden = match self.count("expert_feed_forward_length")?.filter(|n| *n > 0) {
+            Some(n) => n,
+            None => self.required_count("feed_forward_length")?,
+        };
+        Ok(Experts { count, hidden })
+    }
+
+    /// Layers of the file, not too many to list.
+    fn all_layers(&self) -> Result<usize> {
         let key = "block_count";
         match self.required_count(key)? {
             layers if layers <= MAX_LAYERS => Ok(layers),
@@ -166,8 +208,12 @@ impl<'a> Metadata<'a> {
         }
     }
 
-    /// Values of a head; `suffix` says of which layers.
+    /// Values of a head; `suffix` says of which layers. Of latent attention, those that are rotated.
     pub fn head_dim_of(&self, suffix: &str) -> Result<usize> {
+        if self.count("attention.kv_lora_rank")?.is_some() {
+            // What all heads share, and what is rotated.
+            return self.required_count("rope.dimension_count");
+        }
         let by_width = self.required_count("embedding_length")? / self.heads()?;
         let [keys, values] = ["key", "value"].map(|of| format!("attention.{of}_length{suffix}"));
         let length = self.count(&keys)?.unwrap_or(by_width);
@@ -185,18 +231,19 @@ impl<'a> Metadata<'a> {
     /// Which layers have a window: all but every `period`-th, unless the file says otherwise.
     pub fn sliding(&self, period: usize) -> Result<Vec<bool>> {
         let key = "attention.sliding_window_pattern";
-        let layers = self.layers()?;
+        let (layers, all) = (self.layers()?, self.all_layers()?);
         let every = |period: usize| (0..layers).map(|i| !(i + 1).is_multiple_of(period)).collect();
         let Some(value) = self.g.metadata(&self.key(key)) else { return Ok(every(period)) };
-        let list = match (value.as_bools(), value.as_usize()) {
+        let mut list = match (value.as_bools(), value.as_usize()) {
             (Some(list), _) => list.to_vec(),
             (_, Some(n @ 1..)) => return Ok(every(n)),
             _ => value.to_integers().unwrap_or_default().iter().map(|n| *n != 0).collect(),
         };
-        if list.len() != layers {
-            let want = format!("a count of layers, or {layers} times true or false");
+        if list.len() != all {
+            let want = format!("a count of layers, or {all} times true or false");
             return Err(self.unsupported(key, &want, value));
         }
+        list.truncate(layers);
         Ok(list)
     }
 }

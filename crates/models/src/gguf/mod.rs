@@ -10,6 +10,8 @@ mod families;
 mod gemma;
 mod layout;
 mod metadata;
+mod mixtures;
+mod recurrent;
 mod rope;
 
 use rillm_nn::Gguf;

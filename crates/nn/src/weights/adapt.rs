@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use rillm_quant::RawTensor;
+use rillm_quant::{Format, RawTensor};
 
 use crate::{Error, Result, WeightSource};
 
@@ -86,6 +86,25 @@ pub enum Origin {
         /// Added to every value.
         by: f32,
     },
+    /// Rows of a stored matrix in another order, some of them more than once.
+    Ordered {
+        /// Stored name.
+        name: String,
+        /// Rows of the stored matrix.
+        rows: Arc<[usize]>,
+        /// Rows that the stored matrix has in all.
+        of: usize,
+    },
+    /// Stored as minus the exponential of what is wanted: decays in GGUF.
+    Logarithm {
+        /// Stored name.
+        name: String,
+    },
+    /// Stored with the same rows under another shape (a matrix of one row that GGUF has as a vector).
+    Reshaped {
+        /// Stored name.
+        name: String,
+    },
     /// Not a tensor: numbers that are elsewhere in the file.
     Values {
         /// Where.
@@ -116,6 +135,9 @@ impl Origin {
             | Self::Unpermuted { name, .. }
             | Self::Unstacked { name, .. }
             | Self::Shifted { name, .. }
+            | Self::Ordered { name, .. }
+            | Self::Logarithm { name }
+            | Self::Reshaped { name }
             | Self::Values { name, .. } => name,
         }
     }
@@ -186,7 +208,9 @@ fn borrowed<'a>(raw: &RawTensor<'a>) -> [&'a [u8]; 3] {
 /// The shape that the stored tensor must have for the parameter to have shape `want`.
 fn stored_shape(origin: &Origin, want: &[usize]) -> Vec<usize> {
     match (origin, want) {
-        (Origin::Rows { of, .. } | Origin::Strided { of, .. }, [_, cols]) => vec![*of, *cols],
+        (Origin::Rows { of, .. } | Origin::Strided { of, .. } | Origin::Ordered { of, .. }, [_, cols]) => {
+            vec![*of, *cols]
+        }
         (Origin::Transposed { of, .. }, [_, cols]) => vec![*cols, *of],
         (Origin::Stacked { index: [_, count], of, lie: Lie::Rows, .. }, [_, cols]) => {
             vec![*count, *of, *cols]
@@ -198,6 +222,7 @@ fn stored_shape(origin: &Origin, want: &[usize]) -> Vec<usize> {
         (Origin::Rows { of, .. } | Origin::Strided { of, .. } | Origin::Transposed { of, .. }, [_]) => {
             vec![*of]
         }
+        (Origin::Reshaped { .. }, _) => vec![],
         _ => want.to_vec(),
     }
 }
@@ -233,6 +258,12 @@ fn transform<'a>(
             }
             Ok(raw.rows_range(rows.clone()))
         }
+        Origin::Ordered { rows, of, .. } => {
+            if lines(&raw) != *of || raw.shape.len() > 2 || rows.iter().any(|row| row >= of) {
+                return Err(mismatch(&raw));
+            }
+            reordered(&raw, rows).map_err(quant)
+        }
         Origin::Strided { .. } | Origin::Unpermuted { .. } | Origin::Unstacked { .. } => {
             let order = order(origin, lines(&raw)).filter(|_| raw.shape.len() <= 2);
             reordered(&raw, &order.ok_or_else(|| mismatch(&raw))?).map_err(quant)
@@ -247,12 +278,25 @@ fn transform<'a>(
             let turned: Vec<f32> = columns.map(|(r, c)| values[r * cols + c]).collect();
             RawTensor::from_f32(vec![rows.len(), n], &turned).map_err(quant)
         }
-        Origin::Shifted { by, .. } => {
-            let values: Vec<f32> = raw.decode().map_err(quant)?.iter().map(|x| x + by).collect();
-            RawTensor::from_f32(raw.shape.clone(), &values).map_err(quant)
+        Origin::Shifted { by, .. } => changed(&raw, |x| x + by).map_err(quant),
+        Origin::Logarithm { .. } => changed(&raw, |x| (-x).ln()).map_err(quant),
+        Origin::Reshaped { name } => {
+            let values = |shape: &[usize]| shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+            let same_rows = raw.shape.last() == want.last() || matches!(raw.format, Format::Float(_));
+            if want.is_empty() || same_rows && values(&raw.shape) == values(want) {
+                let shape = if want.is_empty() { raw.shape } else { want.to_vec() };
+                return Ok(RawTensor { shape, ..raw });
+            }
+            Err(Error::WeightShape { name: name.clone(), got: raw.shape, want: want.to_vec() })
         }
         Origin::Values { .. } => Err(mismatch(&raw)),
     }
+}
+
+/// `raw` with every value changed.
+fn changed(raw: &RawTensor<'_>, to: impl Fn(f32) -> f32) -> rillm_quant::Result<RawTensor<'static>> {
+    let values: Vec<f32> = raw.decode()?.into_iter().map(to).collect();
+    RawTensor::from_f32(raw.shape.clone(), &values)
 }
 
 /// Rows of a matrix, values of a vector.

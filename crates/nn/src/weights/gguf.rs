@@ -328,6 +328,7 @@ impl Kind {
             13 => Format::Q5K,
             14 => Format::Q6K,
             30 => Format::Float(FloatType::BF16),
+            39 => Format::MxFp4Blocks,
             _ => return Self::Other(number),
         })
     }
@@ -370,7 +371,6 @@ impl std::fmt::Display for Kind {
             29 => "IQ1_M",
             34 => "TQ1_0",
             35 => "TQ2_0",
-            39 => "MXFP4",
             _ => return write!(f, "number {number}"),
         };
         f.write_str(name)

@@ -91,5 +91,10 @@ for kind, halves in HALVES.items():
         codes[:, at + 1] &= 0xBF
     codes = codes.reshape(2, -1)
     add(f"{kind.name}.random", (mx.array(codes),), mx.array(gguf.quants.dequantize(codes, kind)))
+codes = rng.integers(0, 256, (16, 17), dtype=np.uint8)
+codes[:, 0] %= 253  # 6 times the scale is finite
+codes[:3, 0] = 0, 1, 252
+codes = codes.reshape(2, -1)
+add("MXFP4.random", (mx.array(codes),), mx.array(gguf.quants.dequantize(codes, Q.MXFP4)))
 
 mx.save_safetensors(os.path.join(os.path.dirname(os.path.abspath(__file__)), "vectors.safetensors"), out)

@@ -182,7 +182,9 @@ impl Layout {
         let (codes, meta, zero) = match raw.format {
             Format::Float(t) => (Codes::Float(t), Float(t), None),
             Format::Affine { bits, meta, .. } => (Codes::Bits(bits), Float(meta), None),
-            Format::MxFp4 | Format::NvFp4 => (Codes::E2M1, Float(BF16), Some(E2M1_OFFSET)),
+            Format::MxFp4 | Format::MxFp4Blocks | Format::NvFp4 => {
+                (Codes::E2M1, Float(BF16), Some(E2M1_OFFSET))
+            }
             Format::MxFp8 => (Codes::Float(mxfp8_type(raw)?), Float(BF16), None),
             Format::Q4_0 => (Codes::Bits(4), Float(F16), Some(8.0)),
             Format::Q4_1 => (Codes::Bits(4), Float(F16), None),

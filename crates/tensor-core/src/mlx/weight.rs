@@ -215,6 +215,10 @@ impl Matrix {
     fn new(parts: &[RawTensor<'_>], dtype: Dtype) -> Result<Self> {
         let (rows, cols) = (parts.iter().map(RawTensor::rows).sum(), parts[0].cols());
         let values = match parts[0].format {
+            Format::MxFp4Blocks => {
+                let apart = parts.iter().map(RawTensor::apart).collect::<rillm_quant::Result<Vec<_>>>()?;
+                return Self::new(&apart, dtype);
+            }
             Format::Float(t) => {
                 let bytes = stacked(parts, |p| &p.codes);
                 Values::Dense(convert(&bytes, t, &[dim(rows)?, dim(cols)?], dtype)?)

@@ -39,6 +39,9 @@ pub fn matrix(random: &mut Random, format: Format, rows: usize, cols: usize) -> 
         // Formats that are only read: random codes under small scales.
         Err(_) => {
             let n = format.row_bytes(cols).unwrap()[0] * rows;
+            if format == Format::MxFp4Blocks {
+                return mxfp4_blocks(&encode(&values, vec![rows, cols], Format::MxFp4).unwrap());
+            }
             let mut codes: Vec<u8> = (0..n).map(|_| random.next() as u8).collect();
             let (block, scales): (usize, &[usize]) = match format {
                 Format::Q5_0 => (22, &[0]),
@@ -57,6 +60,18 @@ pub fn matrix(random: &mut Random, format: Format, rows: usize, cols: usize) -> 
             RawTensor::new(format, vec![rows, cols], [codes.into(), vec![].into(), vec![].into()]).unwrap()
         }
     }
+}
+
+/// An mxfp4 matrix in GGML's order: the scale, then codes `i` and `i + 16` of a block in byte `i`.
+fn mxfp4_blocks(raw: &RawTensor<'_>) -> RawTensor<'static> {
+    let mut blocks = Vec::new();
+    for (codes, scale) in raw.codes.chunks(16).zip(raw.scales.iter()) {
+        let code = |i: usize| codes[i / 2] >> (i % 2 * 4) & 15;
+        blocks.push(*scale);
+        blocks.extend((0..16).map(|i| code(i) | code(i + 16) << 4));
+    }
+    RawTensor::new(Format::MxFp4Blocks, raw.shape.clone(), [blocks.into(), vec![].into(), vec![].into()])
+        .unwrap()
 }
 
 #[track_caller]

@@ -35,7 +35,7 @@ pub(crate) fn formats() -> Vec<Format> {
         }
     }
     use Format::*;
-    all.extend([MxFp4, MxFp8, NvFp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K]);
+    all.extend([MxFp4, MxFp8, NvFp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4K, Q5K, Q6K, MxFp4Blocks]);
     all
 }
 
@@ -82,6 +82,9 @@ pub(crate) fn random(format: Format, rows: usize, cols: usize, seed: u64) -> Raw
             scale_bytes.extend((0..scales).map(|_| 118 + (noise.bits() % 4) as u8));
         }
         Format::MxFp4 => scale_bytes.extend((0..scales).map(|_| 123 + (noise.bits() % 4) as u8)),
+        Format::MxFp4Blocks => {
+            codes.iter_mut().step_by(17).for_each(|scale| *scale = 123 + (noise.bits() % 4) as u8);
+        }
         Format::NvFp4 => scale_bytes.extend((0..scales).map(|_| (noise.bits() % 0x38) as u8)),
         _ => {}
     }
