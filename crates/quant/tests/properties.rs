@@ -150,7 +150,7 @@ proptest! {
                 for (i, code) in codes.iter().enumerate() {
                     let (scale, bias) = (scales[i / group], biases[i / group]);
                     let w = match format {
-                        Format::MxFp4 | Format::NvFp4 => scale * E2M1[usize::from(*code)],
+                        Format::MxFp4 | Format::MxFp4Blocks | Format::NvFp4 => scale * E2M1[usize::from(*code)],
                         Format::MxFp8 => scale * e4m3_to_f32(*code),
                         _ => scale * f32::from(*code) + bias,
                     };

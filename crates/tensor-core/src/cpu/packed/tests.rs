@@ -140,7 +140,7 @@ fn packed_size_is_near_the_stored_size() {
             // Sub-scales of 6 bits are widened to 8, scales of 8 bits to 16.
             Format::Q4K | Format::Q5K => 1.03,
             Format::NvFp4 => 1.12,
-            Format::MxFp4 => 1.06,
+            Format::MxFp4 | Format::MxFp4Blocks => 1.06,
             Format::MxFp8 => 2.0,
             _ => 1.0,
         };
