@@ -309,6 +309,38 @@ fn bad_gguf_vocabularies_are_errors_that_name_the_key() {
     }
 }
 
+/// Against tokenizers 0.23 (Python), given a tokenizer.json of Gemma 4's shape.
+#[test]
+fn gguf_vocabularies_of_gemma_4_have_listed_merges() {
+    let tokens = [
+        "<pad>", "<eos>", "<bos>", "<unk>", "<0xE2>", "<0x82>", "<0xAC>", "▁", "a", "b", "▁a", "ab", "\n",
+        "\n\n", "▁ab", "<turn|>",
+    ];
+    let vocab = GgufVocab {
+        model: "gemma4".into(),
+        tokens: tokens.map(String::from).into(),
+        scores: vec![0.0; tokens.len()],
+        token_types: vec![3, 3, 3, 3, 6, 6, 6, 1, 1, 1, 1, 1, 1, 1, 1, 3],
+        merges: ["a b", "▁ ab", "▁ a", "\n \n"].map(String::from).into(),
+        bos: Some(2),
+        eos: vec![1],
+        unk: Some(3),
+        add_bos: Some(false),
+        ..GgufVocab::default()
+    };
+    let tokenizer = Tokenizer::from_gguf_vocab(&vocab).unwrap();
+    for (text, ids) in
+        [("a ab\n\n\n€ a", &[8, 14, 13, 12, 4, 5, 6, 10][..]), ("ab  ab<turn|>b", &[11, 7, 14, 15, 9])]
+    {
+        assert_eq!(tokenizer.encode(text, Special::Skip).unwrap(), ids, "{text:?}");
+    }
+    assert_eq!(tokenizer.decode(&[8, 14, 13, 12, 4, 5, 6, 10]).unwrap(), "a ab\n\n\n€ a");
+    assert_eq!(tokenizer.eos(), [1, 15]);
+    assert!(tokenizer.adds_bos());
+    let error = Tokenizer::from_gguf_vocab(&GgufVocab { merges: vec![], ..vocab }).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.ggml.merges"), "{error}");
+}
+
 #[test]
 fn gguf_metadata_decide_about_the_bos() {
     let vocab = |model: &str, pre: &str, add_bos| GgufVocab {

@@ -23,12 +23,13 @@ const USER_DEFINED: i64 = 4;
 const MAX_PIECE: usize = 1024;
 
 /// Control tokens that end an answer, whether or not the file says so.
-const ENDS: [&str; 10] = [
+const ENDS: [&str; 11] = [
     "<|eot_id|>",
     "<|eom_id|>",
     "<|im_end|>",
     "<|end|>",
     "<end_of_turn>",
+    "<turn|>",
     "<|endoftext|>",
     "<|end_of_text|>",
     "<|return|>",
@@ -39,7 +40,7 @@ const ENDS: [&str; 10] = [
 /// The vocabulary of a GGUF file, each field the key of its name under `tokenizer.ggml`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GgufVocab {
-    /// `gpt2` (byte-level merges) or `llama` (SentencePiece).
+    /// `gpt2` (byte-level merges), `llama` (SentencePiece), or `gemma4` (SentencePiece with the merges of `gpt2`).
     pub model: String,
     /// How `gpt2` splits text before merging; `default` if absent.
     pub pre: Option<String>,
@@ -49,7 +50,7 @@ pub struct GgufVocab {
     pub scores: Vec<f32>,
     /// The type of each token; all normal if empty.
     pub token_types: Vec<i64>,
-    /// The merges of `gpt2`, two spellings with a space between, best first.
+    /// The merges of `gpt2` and `gemma4`, two spellings with a space between, best first.
     pub merges: Vec<String>,
     /// The token that begins a text.
     pub bos: Option<u32>,
@@ -149,17 +150,9 @@ impl GgufVocab {
     /// Byte-level merges: GPT-2 and its many descendants.
     fn byte_level(&self, pre: &PreTokenizer) -> Result<tokenizers::Tokenizer> {
         let ids = self.ids();
-        let known = |pair: &(String, String)| {
-            let whole = format!("{}{}", pair.0, pair.1);
-            [&pair.0, &pair.1, &whole].into_iter().all(|token| ids.contains_key(token))
-        };
-        let pairs = self.merges.iter().filter_map(|merge| {
-            let space = merge.char_indices().skip(1).find(|(_, c)| *c == ' ')?.0;
-            Some((merge[..space].to_owned(), merge[space + 1..].to_owned()))
-        });
-        let merges = pairs.filter(known).collect();
+        let merges = self.listed_merges(&ids);
         let model = BPE::builder()
-            .vocab_and_merges(ids.clone(), merges)
+            .vocab_and_merges(ids, merges)
             .ignore_merges(pre.whole_tokens == WholeTokens::Keep)
             .build()
             .map_err(message)?;
@@ -174,23 +167,52 @@ impl GgufVocab {
         Ok(tokenizer)
     }
 
-    /// SentencePiece's BPE: the best-scored piece that two neighbours make is merged first; what has no piece
-    /// falls back to bytes.
-    fn sentence_piece(&self) -> Result<tokenizers::Tokenizer> {
+    /// The merges of the file, those of tokens that there are.
+    fn listed_merges(&self, ids: &Vocab) -> Vec<(String, String)> {
+        let known = |pair: &(String, String)| {
+            let whole = format!("{}{}", pair.0, pair.1);
+            [&pair.0, &pair.1, &whole].into_iter().all(|token| ids.contains_key(token))
+        };
+        let pairs = self.merges.iter().filter_map(|merge| {
+            let space = merge.char_indices().skip(1).find(|(_, c)| *c == ' ')?.0;
+            Some((merge[..space].to_owned(), merge[space + 1..].to_owned()))
+        });
+        pairs.filter(known).collect()
+    }
+
+    /// SentencePiece's BPE: the best-scored piece that two neighbours make is merged first.
+    fn scored(&self) -> Result<tokenizers::Tokenizer> {
         if self.scores.is_empty() {
             return Err(Error::GgufVocab { message: "tokenizer.ggml.scores is missing".into() });
         }
         let ids = self.ids();
-        let mut model = BPE::builder()
-            .vocab_and_merges(ids.clone(), self.scored_merges(&ids))
-            .fuse_unk(true)
-            .byte_fallback(true);
+        let merges = self.scored_merges(&ids);
+        self.sentence_piece(ids, merges, self.add_space_prefix.unwrap_or(true))
+    }
+
+    /// SentencePiece's pieces, merged as the file lists them.
+    fn listed(&self) -> Result<tokenizers::Tokenizer> {
+        if self.merges.is_empty() {
+            return Err(Error::GgufVocab { message: "tokenizer.ggml.merges is missing".into() });
+        }
+        let ids = self.ids();
+        let merges = self.listed_merges(&ids);
+        self.sentence_piece(ids, merges, false)
+    }
+
+    /// Pieces in which a space is a letter; what has no piece falls back to bytes.
+    fn sentence_piece(
+        &self,
+        ids: Vocab,
+        merges: Vec<(String, String)>,
+        prefixed: bool,
+    ) -> Result<tokenizers::Tokenizer> {
+        let mut model = BPE::builder().vocab_and_merges(ids, merges).fuse_unk(true).byte_fallback(true);
         if let Some((unk, _)) = self.spelling(self.unk) {
             model = model.unk_token(unk.to_owned());
         }
         let mut tokenizer = tokenizers::Tokenizer::new(model.build().map_err(message)?);
         let spaces = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
-        let prefixed = self.add_space_prefix.unwrap_or(true);
         let mut before = vec![spaces];
         let mut after = vec![
             json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
@@ -274,7 +296,7 @@ impl Tokenizer {
     /// Builds the tokenizer of a GGUF file's vocabulary.
     ///
     /// # Errors
-    /// [`Error::GgufVocab`] if the fields don't fit together or the model is neither `gpt2` nor `llama`,
+    /// [`Error::GgufVocab`] if the fields don't fit together or the model is not a known one,
     /// [`Error::UnknownPreTokenizer`] if its way of splitting is unknown.
     pub fn from_gguf_vocab(vocab: &GgufVocab) -> Result<Self> {
         vocab.check()?;
@@ -283,14 +305,17 @@ impl Tokenizer {
                 let pre = PreTokenizer::named(vocab.pre.as_deref().unwrap_or("default"))?;
                 (vocab.byte_level(pre)?, pre.adds_bos)
             }
-            "llama" => (vocab.sentence_piece()?, true),
+            "llama" => (vocab.scored()?, true),
+            "gemma4" => (vocab.listed()?, true),
             model => {
-                let message = format!("tokenizer.ggml.model: wanted gpt2 or llama, got {model:?}");
+                let message = format!("tokenizer.ggml.model: wanted gpt2, llama or gemma4, got {model:?}");
                 return Err(Error::GgufVocab { message });
             }
         };
         tokenizer.add_tokens(vocab.added_tokens()).map_err(message)?;
         let (bos, eos) = vocab.ends(adds_bos);
+        // The first files say no, and are wrong.
+        let bos = bos || vocab.model == "gemma4";
         let bos = vocab.spelling(vocab.bos).filter(|_| bos);
         let eos = vocab.spelling(vocab.eos.first().copied()).filter(|_| eos);
         tokenizer.with_post_processor(Some(surround(bos, eos)?));
