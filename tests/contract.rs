@@ -178,10 +178,14 @@ fn every_kernel_table_picks_the_references_tokens() {
     }
 }
 
-/// Whether a model's layers keep more than keys and values.
+/// Whether a model's layers keep more than keys and values: what the configuration says, and of GGUF the metadata.
 fn has_states(folder: &Path) -> bool {
     let config = std::fs::read_to_string(folder.join("config.json")).unwrap_or_default().to_lowercase();
-    ["mamba", "linear_", "conv", "recurrent", "rwkv"].iter().any(|word| config.contains(word))
+    let words = ["mamba", "linear_", "conv", "recurrent", "rwkv"];
+    let metadata = std::fs::read(folder.join("model.gguf")).unwrap_or_default();
+    let keys: [&[u8]; 2] = [b".ssm.state_size", b".shortconv.l_cache"];
+    words.iter().any(|word| config.contains(word))
+        || keys.iter().any(|key| metadata.windows(key.len()).any(|bytes| bytes == *key))
 }
 
 #[test]
