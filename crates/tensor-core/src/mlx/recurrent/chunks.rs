@@ -9,7 +9,7 @@
 use mlx_rs::{Array, ops};
 
 use super::operands::{Erase, Operands};
-use super::triangle::{Decays, Diagonal, Triangle, since_start, until_end};
+use super::triangle::{Decays, Diagonal, Triangle};
 use super::{Made, below, number, rows};
 use crate::Result;
 use crate::mlx::exception;
@@ -74,17 +74,16 @@ impl Chunks {
     fn new(triangle: &Triangle, x: &Operands, chunk: i32) -> Result<Self> {
         // Tokens that are there to fill a chunk change nothing.
         let decay = chunked(&x.decay, chunk, 1.0).map_err(exception)?;
-        let since = since_start(&decay, chunk).map_err(exception)?;
-        let whole = slice_axis(&since, 3, chunk - 1..chunk, 1)?;
+        let decays = Decays::new(triangle, &decay).map_err(exception)?;
+        let whole = slice_axis(&decays.since, 3, chunk - 1..chunk, 1)?;
         let make = || -> Made<Self> {
             let lay = |x: &Array| chunked(x, chunk, 0.0);
             let (q, k, v) = (lay(&x.q)?, lay(&x.k)?, lay(&x.v)?);
-            let decays = Decays::new(triangle, &decay)?;
-            let until = until_end(&decay, chunk)?;
+            let (since, until) = (&decays.since, &decays.until);
             // What is left at the end of the chunk of a key, for values to be multiplied with.
-            let left = |keys: &Array| keys.multiply(&until)?.swap_axes(-1, -2);
+            let left = |keys: &Array| keys.multiply(until)?.swap_axes(-1, -2);
             let scores = decays.products(&q, &k, Diagonal::In)?;
-            let (through, left_k) = (q.multiply(&since)?, left(&k)?);
+            let (through, left_k) = (q.multiply(since)?, left(&k)?);
             let decay = whole.swap_axes(-1, -2)?;
             let Some(Erase { lookup, at }) = &x.erase else {
                 let (reads, news) = (scores.matmul(&v)?, left_k.matmul(&v)?);
@@ -95,7 +94,7 @@ impl Chunks {
             let Some(at) = at else {
                 let inverse = triangle.inverse(&found_in_keys)?;
                 let values = inverse.matmul(&v)?;
-                let lookups = inverse.matmul(lookup.multiply(&since)?)?;
+                let lookups = inverse.matmul(lookup.multiply(since)?)?;
                 return Ok(Self {
                     reads: scores.matmul(&values)?,
                     through: through.subtract(scores.matmul(&lookups)?)?,
@@ -107,7 +106,7 @@ impl Chunks {
             let at = lay(at)?;
             let inverse = triangle.inverse(&decays.products(&lookup, &at, Diagonal::Out)?)?;
             let found = inverse.matmul(found_in_keys.matmul(&v)?)?;
-            let lookups = inverse.matmul(lookup.multiply(&since)?)?;
+            let lookups = inverse.matmul(lookup.multiply(since)?)?;
             let (scores_at, left_at) = (decays.products(&q, &at, Diagonal::In)?, left(&at)?);
             Ok(Self {
                 reads: scores.matmul(&v)?.subtract(scores_at.matmul(&found)?)?,

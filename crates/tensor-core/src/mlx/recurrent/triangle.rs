@@ -61,6 +61,10 @@ pub(super) enum Diagonal {
 pub(super) struct Decays<'a> {
     triangle: &'a Triangle,
     between: Between,
+    /// Decays of a token and all before it in its chunk, `[.., chunk, key_dim or 1]`.
+    pub since: Array,
+    /// Decays of all tokens after it.
+    pub until: Array,
 }
 
 enum Between {
@@ -71,33 +75,39 @@ enum Between {
     ByKey(Vec<[Array; 2]>),
 }
 
-/// Decays from the start of a token's block of `size` up to it, for all tokens of `decay: [.., chunk, width]`.
-pub(super) fn since_start(decay: &Array, size: i32) -> Made {
-    by_blocks(decay, size, |blocks| blocks.cumprod(-2, false, true))
-}
-
-/// Decays from after a token to the end of its block.
-pub(super) fn until_end(decay: &Array, size: i32) -> Made {
-    by_blocks(decay, size, |blocks| blocks.cumprod(-2, true, false))
-}
-
-fn by_blocks(x: &Array, size: i32, f: impl Fn(&Array) -> Made) -> Made {
-    f(&x.reshape(&[-1, size, x.dim(-1)])?)?.reshape(x.shape())
+/// Decays within blocks of twice `size` tokens, from those within blocks of `size`: of a token and all before it
+/// (`since`), and of all after it (`until`).
+fn doubled([since, until]: &[Array; 2], size: i32) -> Made<[Array; 2]> {
+    let halves = |x: &Array| x.reshape(&[-1, 2, size, x.dim(-1)])?.split_equal(2, 1);
+    let (early, late) = (halves(since)?, halves(until)?);
+    let whole = |x: &Array| x.split_at_indices(&[size - 1], 2).map(|mut parts| parts.swap_remove(1));
+    let joined = |a: &Array, b: &Array| ops::concatenate(&[a, b], 1)?.reshape(since.shape());
+    Ok([
+        joined(&early[0], &early[1].multiply(whole(&early[0])?)?)?,
+        joined(&late[0].multiply(whole(&early[1])?)?, &late[1])?,
+    ])
 }
 
 impl<'a> Decays<'a> {
     /// Of tokens that decay the state by `decay: [.., chunk, width]`; a width of 1 applies to all values of a key.
     pub(super) fn new(triangle: &'a Triangle, decay: &Array) -> Made<Self> {
-        let between = if decay.dim(-1) == 1 {
+        if decay.dim(-1) == 1 {
             let later = ops::select(&triangle.strict, decay, number(1.0))?;
-            Between::Shared(later.cumprod(-2, false, true)?)
-        } else {
-            let halves = 0..triangle.halves.len();
-            let factors =
-                halves.map(|level| Ok([since_start(decay, 1 << level)?, until_end(decay, 1 << level)?]));
-            Between::ByKey(factors.collect::<Made<_>>()?)
-        };
-        Ok(Self { triangle, between })
+            return Ok(Self {
+                triangle,
+                between: Between::Shared(later.cumprod(-2, false, true)?),
+                since: decay.cumprod(-2, false, true)?,
+                until: decay.cumprod(-2, true, false)?,
+            });
+        }
+        let mut block = [decay.clone(), ops::ones_dtype(decay.shape(), decay.dtype())?];
+        let mut between = Vec::new();
+        for level in 0..triangle.halves.len() {
+            let next = doubled(&block, 1 << level)?;
+            between.push(std::mem::replace(&mut block, next));
+        }
+        let [since, until] = block;
+        Ok(Self { triangle, between: Between::ByKey(between), since, until })
     }
 
     /// What rows of later tokens and rows of earlier ones, both `[.., chunk, key_dim]`, are to each other: sums of
