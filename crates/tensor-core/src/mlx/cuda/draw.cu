@@ -3,9 +3,9 @@
 //
 // This is the header of the custom kernel `draw`; its body is draw_body.cu, which lists inputs and constants.
 //
-// A block takes a row. Masses are exp(logit - best) in units of 2^-40, so that sums are the same in any order. A rank or a
-// part of the mass is found with histograms of counts and masses: by the distance from the best, which spreads logits over
-// the bins, then digit by digit among those that are equally far.
+// A block takes a row. Masses are exp(logit - best) in units of 2^-40, so that sums are the same in any order. A histogram of
+// how far tokens are below the best, in counts and masses, tells in which bin a filter ends; where in it, is found digit by
+// digit among the few tokens of that bin.
 
 namespace rillm {
 
@@ -14,19 +14,27 @@ using u64 = unsigned long long;
 
 template <typename T, int VOCAB, int THREADS>
 struct Draw {
-  static constexpr int BINS = 2048, WARPS = THREADS / 32, PER_THREAD = BINS / THREADS;
-  static constexpr int SEGMENT = (VOCAB + THREADS - 1) / THREADS;
+  static constexpr int BINS = 2048, DIGITS = 256, LIST = 3072, WARPS = THREADS / 32;
+  // Logits that a thread loads at once: 16 bytes, if rows are whole numbers of that.
+  static constexpr int VECTOR = VOCAB % (16 / int(sizeof(T))) == 0 ? 16 / int(sizeof(T)) : 1;
+  static constexpr int PACKS = VOCAB / VECTOR, AHEAD = 4;
+  // Packs of a thread where it has consecutive ones.
+  static constexpr int SEGMENT = (PACKS + THREADS - 1) / THREADS;
+
+  struct alignas(VECTOR * sizeof(T)) Pack {
+    T values[VECTOR];
+  };
 
   struct Shared {
     u32 counts[BINS];
     u64 masses[BINS];
+    u32 digits[DIGITS];
+    u64 digit_masses[DIGITS];
+    u32 list[LIST];
     u64 warps[WARPS];
-    u64 total;
-    u64 above_mass;
-    u32 above_count;
-    u32 digit;
-    u32 id;
     float best[WARPS];
+    u64 total, above_mass;
+    u32 above_count, last, listed;
   };
 
   struct Settings {
@@ -35,10 +43,15 @@ struct Draw {
     u32 top_k;
   };
 
-  // Where a filter stops: the lowest key that it leaves, and what lies above that.
+  // How many tokens, and how much mass.
+  struct Amount {
+    u64 count, mass;
+  };
+
+  // Where a filter ends: the lowest key that it leaves, and what lies above that.
   struct Cut {
-    u32 key, count;
-    u64 mass;
+    u32 key;
+    Amount above;
   };
 
   // A number that grows with x; -0 is 0.
@@ -47,12 +60,41 @@ struct Draw {
     return bits >> 31 ? ~bits : bits | 0x80000000u;
   }
 
+  static __device__ float value(u32 key) { return __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key); }
+
   static __device__ u64 mass(float x) { return u64(expf(fminf(x, 0.0f)) * 1099511627776.0f); }
 
   // How far a token with the mass of `x` is below the best, in bins. What is in the last one has no mass.
   static __device__ int distance(float x) { return int(fminf(fmaxf(x * -64.0f, 0.0f), float(BINS - 1))); }
 
-  // The sum over the threads before this one; `total` over all.
+  // Calls f(id, logit) for every `step`th pack from `first` up to `end`, several loads ahead.
+  template <typename F>
+  static __device__ void each(const T* row, int first, int end, int step, F f) {
+    const Pack* packs = reinterpret_cast<const Pack*>(row);
+    for (int base = first; base < end; base += AHEAD * step) {
+      Pack loaded[AHEAD];
+#pragma unroll
+      for (int a = 0; a < AHEAD; ++a) {
+        if (base + a * step < end) loaded[a] = packs[base + a * step];
+      }
+#pragma unroll
+      for (int a = 0; a < AHEAD; ++a) {
+        const int pack = base + a * step;
+        if (pack < end) {
+#pragma unroll
+          for (int i = 0; i < VECTOR; ++i) f(pack * VECTOR + i, float(loaded[a].values[i]));
+        }
+      }
+    }
+  }
+
+  // Calls f for this thread's part of the row, in any order.
+  template <typename F>
+  static __device__ void each(const T* row, F f) {
+    each(row, threadIdx.x, PACKS, THREADS, f);
+  }
+
+  // The sum over the threads before this one; `s.total` over all.
   static __device__ u64 before(Shared& s, u64 value) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u64 sum = value;
@@ -75,7 +117,7 @@ struct Draw {
 
   static __device__ float highest(Shared& s, const T* row) {
     float best = -INFINITY;
-    for (int i = threadIdx.x; i < VOCAB; i += THREADS) best = fmaxf(best, float(row[i]));
+    each(row, [&](int, float x) { best = fmaxf(best, x); });
     for (int step = 16; step > 0; step /= 2) best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, step));
     if (threadIdx.x % 32 == 0) s.best[threadIdx.x / 32] = best;
     __syncthreads();
@@ -84,74 +126,108 @@ struct Draw {
     return best;
   }
 
-  // The lowest value with less than `count` values and less than `limit` of mass strictly above it. If `part` is not 0,
-  // the limit is that part of the whole mass.
-  static __device__ Cut
-  cut(Shared& s, const T* row, float best, float scale, u64 count, u64 limit, float part) {
-    Cut found = {0, 0, 0};
-    const int shifts[3] = {21, 10, 0}, widths[3] = {11, 11, 10};
-    int far = 0;
-    for (int round = -1; round < 3; ++round) {
-      const int shift = round < 0 ? 0 : shifts[round], bins = round < 0 ? BINS : 1 << widths[round];
-      const u32 fixed = round <= 0 ? 0 : ~0u << shifts[round - 1];
-      for (int bin = threadIdx.x; bin < BINS; bin += THREADS) {
-        s.counts[bin] = 0;
-        s.masses[bin] = 0;
+  // Fills `counts` and `masses` and returns the whole mass.
+  static __device__ u64 histogram(Shared& s, const T* row, float best, float scale) {
+    for (int bin = threadIdx.x; bin < BINS; bin += THREADS) {
+      s.counts[bin] = 0;
+      s.masses[bin] = 0;
+    }
+    __syncthreads();
+    u32 farthest = 0;
+    u64 sum = 0;
+    each(row, [&](int, float x) {
+      const float above = (x - best) / scale;
+      const int away = distance(above);
+      // There may be very many of these.
+      if (away == BINS - 1) {
+        ++farthest;
+        return;
+      }
+      const u64 m = mass(above);
+      atomicAdd(&s.counts[away], 1u);
+      atomicAdd(&s.masses[away], m);
+      sum += m;
+    });
+    if (farthest > 0) atomicAdd(&s.counts[BINS - 1], farthest);
+    before(s, sum);
+    return s.total;
+  }
+
+  // The last of N bins that has tokens, and less than `limit` above it; what the bins above it have is added to `above`.
+  template <int N>
+  static __device__ int last(Shared& s, const u32* counts, const u64* masses, Amount limit, Amount& above) {
+    constexpr int EACH = (N + THREADS - 1) / THREADS;
+    const int first = threadIdx.x * EACH, end = min(first + EACH, N);
+    Amount own = {0, 0};
+    for (int bin = first; bin < end; ++bin) {
+      own.count += counts[bin];
+      own.mass += masses[bin];
+    }
+    const u64 count = above.count + before(s, own.count);
+    const u64 mass = above.mass + before(s, own.mass);
+    if (threadIdx.x == 0) s.last = 0;
+    __syncthreads();
+    Amount seen = {count, mass};
+    for (int bin = first; bin < end; ++bin) {
+      if (counts[bin] > 0 && seen.count < limit.count && seen.mass < limit.mass) atomicMax(&s.last, u32(bin));
+      seen.count += counts[bin];
+      seen.mass += masses[bin];
+    }
+    __syncthreads();
+    const int found = s.last;
+    if (first <= found && found < end) {
+      seen = {count, mass};
+      for (int bin = first; bin < found; ++bin) {
+        seen.count += counts[bin];
+        seen.mass += masses[bin];
+      }
+      s.above_count = u32(seen.count);
+      s.above_mass = seen.mass;
+    }
+    __syncthreads();
+    above = {s.above_count, s.above_mass};
+    __syncthreads();
+    return found;
+  }
+
+  // The lowest value with less than `limit` strictly above it, by the histogram.
+  static __device__ Cut cut(Shared& s, const T* row, float best, float scale, Amount limit) {
+    Cut found = {0, {0, 0}};
+    const int far = last<BINS>(s, s.counts, s.masses, limit, found.above);
+    const u32 inside = s.counts[far];
+    const bool listed = inside <= LIST;
+    if (threadIdx.x == 0) s.listed = 0;
+    __syncthreads();
+    if (listed) {
+      each(row, [&](int, float x) {
+        if (distance((x - best) / scale) == far) s.list[atomicAdd(&s.listed, 1u)] = key(x);
+      });
+      __syncthreads();
+    }
+    for (int shift = 24; shift >= 0; shift -= 8) {
+      for (int bin = threadIdx.x; bin < DIGITS; bin += THREADS) {
+        s.digits[bin] = 0;
+        s.digit_masses[bin] = 0;
       }
       __syncthreads();
-      u32 farthest = 0;
-      for (int i = threadIdx.x; i < VOCAB; i += THREADS) {
-        const float x = float(row[i]), above = (x - best) / scale;
-        const int away = distance(above);
-        if (round < 0) {
-          if (away == BINS - 1) {
-            ++farthest;
-          } else {
-            atomicAdd(&s.counts[away], 1u);
-            atomicAdd(&s.masses[away], mass(above));
-          }
-        } else if (away == far && (key(x) & fixed) == found.key) {
-          // From the highest digit down.
-          const int bin = bins - 1 - ((key(x) >> shift) & (bins - 1));
-          atomicAdd(&s.counts[bin], 1u);
-          atomicAdd(&s.masses[bin], mass(above));
-        }
-      }
-      if (farthest > 0) atomicAdd(&s.counts[BINS - 1], farthest);
-      __syncthreads();
-      const int first = threadIdx.x * PER_THREAD;
-      u64 counts = 0, masses = 0;
-      for (int i = 0; i < PER_THREAD; ++i) {
-        counts += s.counts[first + i];
-        masses += s.masses[first + i];
-      }
-      u64 above_count = before(s, counts) + found.count;
-      u64 above_mass = before(s, masses) + found.mass;
-      if (round < 0 && part != 0.0f) limit = max(u64(double(s.total) * double(part)), u64(1));
-      if (threadIdx.x == 0) s.digit = 0;
-      __syncthreads();
-      for (int i = 0; i < PER_THREAD; ++i) {
-        const int bin = first + i;
-        if (s.counts[bin] > 0 && above_count < count && above_mass < limit) atomicMax(&s.digit, u32(bin));
-        above_count += s.counts[bin];
-        above_mass += s.masses[bin];
+      const u32 fixed = shift == 24 ? 0 : ~0u << (shift + 8);
+      auto put = [&](u32 k) {
+        if ((k & fixed) != found.key) return;
+        // From the highest digit down.
+        const int bin = DIGITS - 1 - int(k >> shift & (DIGITS - 1));
+        atomicAdd(&s.digits[bin], 1u);
+        atomicAdd(&s.digit_masses[bin], mass((value(k) - best) / scale));
+      };
+      if (listed) {
+        for (u32 i = threadIdx.x; i < inside; i += THREADS) put(s.list[i]);
+      } else {
+        each(row, [&](int, float x) {
+          if (distance((x - best) / scale) == far) put(key(x));
+        });
       }
       __syncthreads();
-      // Who has that bin says what lies above it.
-      const int digit = s.digit;
-      if (digit / PER_THREAD == int(threadIdx.x)) {
-        for (int bin = first + PER_THREAD - 1; bin >= digit; --bin) {
-          above_count -= s.counts[bin];
-          above_mass -= s.masses[bin];
-        }
-        s.above_count = u32(above_count);
-        s.above_mass = above_mass;
-      }
-      __syncthreads();
-      if (round < 0) far = digit;
-      const u32 more = round < 0 ? 0 : u32(bins - 1 - digit) << shift;
-      found = {found.key | more, s.above_count, s.above_mass};
-      __syncthreads();
+      const int digit = last<DIGITS>(s, s.digits, s.digit_masses, limit, found.above);
+      found.key |= u32(DIGITS - 1 - digit) << shift;
     }
     return found;
   }
@@ -161,32 +237,26 @@ struct Draw {
     const float best = highest(s, row);
     const float scale = how.tempered ? how.temperature : 1.0f;
     const u64 all = ~0ull;
-    Cut rank = {0, 0, 0}, nucleus = {0, 0, 0};
-    const bool ranks = how.top_k > 0 && how.top_k < VOCAB;
-    if (ranks) rank = cut(s, row, best, scale, how.top_k, all, 0.0f);
-    if (how.top_p > 0.0f && how.top_p < 1.0f) {
-      if (how.tempered && ranks) {
-        // Of equal ones at the end only some are left.
-        const u32 bits = rank.key >> 31 ? rank.key & 0x7fffffffu : ~rank.key;
-        const u64 equal = mass((__uint_as_float(bits) - best) / scale);
-        const u64 whole = rank.mass + equal * (how.top_k - rank.count);
-        const u64 limit = max(u64(double(whole) * double(how.top_p)), u64(1));
-        nucleus = cut(s, row, best, scale, all, limit, 0.0f);
-      } else {
-        nucleus = cut(s, row, best, scale, all, all, how.top_p);
-      }
+    Cut rank = {0, {0, 0}}, nucleus = rank;
+    const bool ranks = how.top_k > 0 && how.top_k < VOCAB, masses = how.top_p > 0.0f && how.top_p < 1.0f;
+    u64 whole = ranks || masses ? histogram(s, row, best, scale) : 0;
+    if (ranks) rank = cut(s, row, best, scale, {how.top_k, all});
+    const u64 room = ranks ? how.top_k - rank.above.count : all;
+    if (masses) {
+      // Where ranks come first, of equal ones at the end only some are left.
+      if (how.tempered && ranks) whole = rank.above.mass + mass((value(rank.key) - best) / scale) * room;
+      const u64 limit = u64(double(whole) * double(how.top_p));
+      nucleus = cut(s, row, best, scale, {all, max(limit, u64(1))});
     }
 
-    const int begin = min(int(threadIdx.x) * SEGMENT, VOCAB), end = min(begin + SEGMENT, VOCAB);
-    const u64 room = ranks ? how.top_k - rank.count : all;
+    const int begin = min(int(threadIdx.x) * SEGMENT, PACKS), end = min(begin + SEGMENT, PACKS);
     u64 equals = 0;
     if (ranks) {
-      for (int i = begin; i < end; ++i) equals += key(float(row[i])) == rank.key;
+      each(row, begin, end, 1, [&](int, float x) { equals += key(x) == rank.key; });
       equals = before(s, equals);
     }
-    // What is left of token i; counts equals in passing.
-    auto weight = [&](int i, u64& equals) -> u64 {
-      const float x = float(row[i]);
+    // What is left of a token; counts equals in passing.
+    auto weight = [&](float x, u64& equals) -> u64 {
       const u32 k = key(x);
       const bool is_equal = ranks && k == rank.key;
       const u64 earlier = equals;
@@ -195,22 +265,23 @@ struct Draw {
       return left && !(is_equal && earlier >= room) ? mass((x - best) / how.temperature) : 0;
     };
     u64 sum = 0, seen = equals;
-    for (int i = begin; i < end; ++i) sum += weight(i, seen);
+    each(row, begin, end, 1, [&](int, float x) { sum += weight(x, seen); });
     u64 below = before(s, sum);
     // point is a multiple of 2^-24: the product is exact.
-    const u64 fraction = u64(point * 16777216.0f), whole = s.total;
-    const u64 target = (whole >> 24) * fraction + ((whole & 0xffffffu) * fraction >> 24);
+    const u64 fraction = u64(point * 16777216.0f), left = s.total;
+    const u64 target = (left >> 24) * fraction + ((left & 0xffffffu) * fraction >> 24);
     // Where there is no distribution, some token.
-    if (whole == 0 && threadIdx.x == 0) *out = 0;
+    if (left == 0 && threadIdx.x == 0) *out = 0;
     if (below <= target && target < below + sum) {
       seen = equals;
-      for (int i = begin; i < end; ++i) {
-        below += weight(i, seen);
-        if (below > target) {
+      bool found = false;
+      each(row, begin, end, 1, [&](int i, float x) {
+        below += weight(x, seen);
+        if (!found && below > target) {
           *out = i;
-          break;
+          found = true;
         }
-      }
+      });
     }
   }
 };
