@@ -9,8 +9,8 @@ use rillm::generate::{Generator, LocalSession, Request};
 use rillm::kvcache::{CacheKind, SequenceCache};
 use rillm::models::{Config, Family, Registry};
 use rillm::nn::{
-    Attention, AttentionSpec, Bias, CausalLm, Embedding, Mixer, Mlp, MlpKind, MlpSpec, Norm, Pass,
-    RotaryEmbedding, WeightSource, Weights,
+    Attention, AttentionSpec, CausalLm, Embedding, Mixer, Mlp, MlpSpec, Norm, Pass, RotaryEmbedding,
+    WeightSource, Weights,
 };
 use rillm::quant::RawTensor;
 use rillm::tensor::cpu::Cpu;
@@ -55,7 +55,7 @@ impl<B: Backend> Parallel<B> {
             ..AttentionSpec::new(dim, AttnParams::new(heads, heads, head_dim))
         };
         let (act, hidden) = (Activation::Silu, c.count("intermediate_size")?);
-        let mlp = MlpSpec { kind: MlpKind::Gated, dim, hidden, act, bias: Bias::None, gate_factor: None };
+        let mlp = MlpSpec::new([dim, hidden], act);
         let layer = |i| -> rillm::models::Result<_> {
             let w = w.at("blocks").at(i);
             let attention = Attention::load(&w.at("attention"), attn.clone())?;

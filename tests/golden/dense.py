@@ -37,6 +37,7 @@ CASES = {
     "olmo3-legacy": case("olmo3", s(num_hidden_layers=4, sliding_window=10, rope_parameters=dict(full_attention=rope("linear", rope_theta=5e5, factor=4.0), sliding_attention=rope("default", rope_theta=5e5))), prompt_len=32, drop=["rope_parameters", "layer_types"], edit=dict(rope_theta=5e5, rope_scaling=dict(rope_type="linear", factor=4.0))),
     "smollm3": case("smollm3", s(num_hidden_layers=4)),
     "smollm3-window": case("smollm3", s(num_hidden_layers=3, use_sliding_window=True, sliding_window=9, no_rope_layer_interval=2, attention_bias=True, mlp_bias=True, tie_word_embeddings=False), prompt_len=32, drop=["layer_types", "no_rope_layers"]),
+    "bitnet": case("bitnet", s(num_hidden_layers=2, tie_word_embeddings=True, attention_bias=True, rms_norm_eps=1e-3), legacy_config=True),
     "glm": case("glm", s(num_hidden_layers=2, head_dim=16)),
     "glm-no-bias": case("glm", s(head_dim=8, attention_bias=False, tie_word_embeddings=True, rope_parameters=rope("default", partial_rotary_factor=0.25)), legacy_config=True),
     "glm4": case("glm4", s(num_hidden_layers=2, head_dim=16)),

@@ -176,6 +176,6 @@ CASES = {
     "foreign-ct-nvfp4": case("llama", (ct_nvfp4, compressed("nvfp4-pack-quantized", NVFP4))),
     "foreign-ct-mxfp4": case("llama", (ct_mxfp4, compressed("mxfp4-pack-quantized", MXFP4))),
     "foreign-bitnet": case("llama", bitnet("plain")),
-    "foreign-bitnet-auto": case("llama", bitnet("auto")),
+    "foreign-bitnet-auto": case("bitnet", bitnet("auto")),
     "foreign-bitnet-online": case("llama", bitnet("online")),
 }

@@ -28,6 +28,8 @@ pub struct AttentionSpec {
     pub v_norm: Option<NormKind>,
     /// Whether each head has a score that takes part in its softmax without a value: `sinks` (gpt_oss).
     pub sinks: Bias,
+    /// Norm of the result, before `o_proj`: `attn_sub_norm` (bitnet).
+    pub sub_norm: Option<NormKind>,
     /// What a gate on the result goes through: of `g_proj`, as wide as the result (qwen3_next).
     pub gate: Option<Activation>,
     /// Queries, keys and values are cut off at this magnitude before anything else (olmo).
@@ -50,6 +52,7 @@ impl AttentionSpec {
             qk_norm: None,
             v_norm: None,
             sinks: Bias::None,
+            sub_norm: None,
             gate: None,
             clip: None,
             temperature: None,
@@ -179,11 +182,12 @@ pub struct Attention<B: Backend> {
     k_norm: Option<(NormOrder, HeadNorm<B>)>,
     v_norm: Option<Norm<B>>,
     sinks: Option<B::Weight>,
+    sub_norm: Option<Norm<B>>,
     spec: AttentionSpec,
 }
 
 impl<B: Backend> Attention<B> {
-    /// Loads `q_proj`, `k_proj`, `v_proj`, `o_proj` and, if asked for, `g_proj`, `q_norm` and `k_norm`.
+    /// Loads `q_proj`, `k_proj`, `v_proj`, `o_proj` and, if asked for, `g_proj`, `q_norm`, `k_norm` and `attn_sub_norm`.
     ///
     /// # Errors
     /// Missing or misshapen parameters, or the backend's refusal.
@@ -217,6 +221,7 @@ impl<B: Backend> Attention<B> {
                 Bias::Added => Some(w.weight("sinks", &[p.heads])?),
                 Bias::None => None,
             },
+            sub_norm: spec.sub_norm.map(|kind| w.norm("attn_sub_norm", p.out_dim(), kind)).transpose()?,
             spec,
         })
     }
@@ -345,7 +350,8 @@ impl<B: Backend> Mixer<B> for Attention<B> {
     }
 
     fn output(&self, be: &B, h: B::Tensor, residual: Option<B::Tensor>) -> Result<B::Tensor> {
-        self.o.forward(be, Input::Rows(&h), residual)
+        let input = self.sub_norm.as_ref().map_or(Input::Rows(&h), |norm| norm.of(&h));
+        self.o.forward(be, input, residual)
     }
 
     fn bytes(&self, be: &B) -> usize {

@@ -4,7 +4,7 @@ use rillm_kvcache::SequenceCache;
 use rillm_tensor_core::{Activation, Backend, Input};
 
 use crate::linear::Bias;
-use crate::{Error, Linear, Mixer, Pass, Result, Weights};
+use crate::{Error, Linear, Mixer, Norm, NormKind, Pass, Result, Weights};
 
 /// How a feed-forward layer is wired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,15 @@ pub struct MlpSpec {
     pub bias: Bias,
     /// Factor on what `gate_proj` gives (falcon_h1).
     pub gate_factor: Option<f32>,
+    /// Norm of what `down_proj` reads, `ffn_sub_norm` (bitnet).
+    pub sub_norm: Option<NormKind>,
+}
+
+impl MlpSpec {
+    /// Gated, from width `dim` to `hidden` and back, without biases, and no more.
+    pub const fn new([dim, hidden]: [usize; 2], act: Activation) -> Self {
+        Self { kind: MlpKind::Gated, dim, hidden, act, bias: Bias::None, gate_factor: None, sub_norm: None }
+    }
 }
 
 /// A feed-forward layer.
@@ -40,11 +49,12 @@ pub struct Mlp<B: Backend> {
     down: Linear<B>,
     /// Factors of the columns of gates and what they open.
     factors: Option<B::Weight>,
+    sub_norm: Option<Norm<B>>,
     spec: MlpSpec,
 }
 
 impl<B: Backend> Mlp<B> {
-    /// Loads `gate_proj` (if gated), `up_proj` and `down_proj`.
+    /// Loads `gate_proj` (if gated), `up_proj`, `down_proj` and, if asked for, `ffn_sub_norm`.
     ///
     /// # Errors
     /// Missing or misshapen parameters, or the backend's refusal.
@@ -62,6 +72,7 @@ impl<B: Backend> Mlp<B> {
                 }
                 None => None,
             },
+            sub_norm: spec.sub_norm.map(|kind| w.norm("ffn_sub_norm", spec.hidden, kind)).transpose()?,
             spec: MlpSpec { act: learned(w, spec.act)?, ..spec },
         })
     }
@@ -92,9 +103,17 @@ impl<B: Backend> Mixer<B> for Mlp<B> {
 
     fn output(&self, be: &B, h: B::Tensor, residual: Option<B::Tensor>) -> Result<B::Tensor> {
         let act = self.spec.act;
-        match self.spec.kind {
-            MlpKind::Gated => self.down.forward(be, Input::Gated { act, gate_up: &h }, residual),
-            MlpKind::Plain => self.down.forward(be, Input::Rows(&be.activate(act, h)?), residual),
+        let plain;
+        let inner = match self.spec.kind {
+            MlpKind::Gated => Input::Gated { act, gate_up: &h },
+            MlpKind::Plain => {
+                plain = be.activate(act, h)?;
+                Input::Rows(&plain)
+            }
+        };
+        match &self.sub_norm {
+            Some(norm) => self.down.forward(be, norm.of(&inner.rows(be)?), residual),
+            None => self.down.forward(be, inner, residual),
         }
     }
 

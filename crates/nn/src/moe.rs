@@ -236,7 +236,7 @@ impl<B: Experts> Shared<B> {
     fn load(w: &Weights<'_, B>, spec: &MoeSpec, shared: SharedSpec) -> Result<Self> {
         let (hidden, bias) = (shared.hidden, shared.bias);
         let (kind, dim, act) = (spec.kind, spec.dim, spec.act);
-        let mlp = MlpSpec { kind, dim, hidden, act, bias, gate_factor: None };
+        let mlp = MlpSpec { kind, bias, ..MlpSpec::new([dim, hidden], act) };
         Ok(Self {
             mlp: Mlp::load(&w.at("shared_experts"), mlp)?,
             gate: match shared.gate {

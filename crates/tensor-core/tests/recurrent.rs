@@ -344,6 +344,7 @@ fn near(got: &[f32], wanted: &Matrix, what: &str) {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pieces {
     Same,
+    #[cfg_attr(not(feature = "mlx"), expect(dead_code))]
     Near,
 }
 

@@ -25,11 +25,11 @@ pub(super) fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let positions = c.count_or("n_positions", 1024)?;
     let mlp = MlpSpec {
         kind: MlpKind::Plain,
-        dim,
-        hidden: c.count_or("n_inner", 4 * dim)?,
-        act: c.activation("activation_function", Activation::GeluTanh)?,
         bias: Bias::Added,
-        gate_factor: None,
+        ..MlpSpec::new(
+            [dim, c.count_or("n_inner", 4 * dim)?],
+            c.activation("activation_function", Activation::GeluTanh)?,
+        )
     };
     let layer = |i: usize| {
         let scale = if by_layer { scaled / (i + 1) as f32 } else { scaled };

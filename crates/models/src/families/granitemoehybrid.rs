@@ -1,7 +1,7 @@
 //! Granite 4: Mamba-2 in most layers, attention with or without rope in the others, a shared feed-forward layer, and
 //! Granite's factors.
 
-use rillm_nn::{GateOrder, GatedNorm, Mamba2Spec, MlpKind, MlpSpec, MoeSpec, Origin, WeightSource};
+use rillm_nn::{GateOrder, GatedNorm, Mamba2Spec, MlpSpec, MoeSpec, Origin, WeightSource};
 use rillm_tensor_core::{Activation, Score};
 
 use super::granite::multipliers;
@@ -26,12 +26,11 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         Some(_) => return Err(c.unsupported("position_embedding_type", "rope or null")),
     }
     let mlp = MlpSpec {
-        kind: MlpKind::Gated,
-        dim,
-        hidden: c.count_or("shared_intermediate_size", 1024)?,
-        act: c.activation("hidden_act", Activation::Silu)?,
         bias: rillm_nn::Bias::None,
-        gate_factor: None,
+        ..MlpSpec::new(
+            [dim, c.count_or("shared_intermediate_size", 1024)?],
+            c.activation("hidden_act", Activation::Silu)?,
+        )
     };
     let n = layer_count_or(c, "num_hidden_layers", 32)?;
     let names = ["mamba", "linear_attention", "attention", "full_attention"];

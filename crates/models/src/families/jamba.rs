@@ -1,6 +1,6 @@
 //! Jamba: Mamba with norms inside, and attention without positions in every eighth layer.
 
-use rillm_nn::{Bias, MambaNorms, MambaSpec, MlpKind, MlpSpec, MoeSpec, Origin, WeightSource};
+use rillm_nn::{MambaNorms, MambaSpec, MlpSpec, MoeSpec, Origin, WeightSource};
 use rillm_tensor_core::Activation;
 
 use super::llama::{DEFAULTS, Defaults, attention, bias, bias_or, layer_count_or};
@@ -26,14 +26,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         conv_bias: bias_or(c, "mamba_conv_bias", true)?,
         norms: MambaNorms::Learned { eps: c.positive_or("rms_norm_eps", 1e-6)? as f32 },
     };
-    let mlp = MlpSpec {
-        kind: MlpKind::Gated,
-        dim,
-        hidden: c.count_or("intermediate_size", 14_336)?,
-        act: Activation::Silu,
-        bias: Bias::None,
-        gate_factor: None,
-    };
+    let mlp = MlpSpec::new([dim, c.count_or("intermediate_size", 14_336)?], Activation::Silu);
     let attends = at(c, "attn_layer", [8, 4])?;
     let has_experts = at(c, "expert_layer", [2, 1])?;
     let key = if c.has("num_local_experts") { "num_local_experts" } else { "num_experts" };

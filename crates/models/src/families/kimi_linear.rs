@@ -1,7 +1,7 @@
 //! Kimi Linear: the delta rule with a decay for each value of a key in three layers of four, latent attention without
 //! positions in the others, and experts.
 
-use rillm_nn::{Bias, KimiDeltaSpec, MlaSpec, MlpKind, MlpSpec, MoeSpec, NormKind};
+use rillm_nn::{Bias, KimiDeltaSpec, MlaSpec, MlpSpec, MoeSpec, NormKind};
 use rillm_nn::{Origin, WeightSource};
 use rillm_tensor_core::{Activation, GroupScore, Score};
 
@@ -23,7 +23,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let (delta, linear) = (delta(c, dim, norm)?, linear_layers(c, n)?);
     let (mla, moe) = (latent(c, dim)?, mixture(c, dim, act)?);
     let hidden = c.count_or("intermediate_size", 9216)?;
-    let mlp = MlpSpec { kind: MlpKind::Gated, dim, hidden, act, bias: Bias::None, gate_factor: None };
+    let mlp = MlpSpec::new([dim, hidden], act);
     let layer = |(linear, sparse): (bool, bool)| {
         let attention = match linear {
             true => MixerSpec::KimiDelta(delta),

@@ -1,6 +1,6 @@
 //! LFM2: gated short convolutions, and grouped-query attention with head norms in some layers.
 
-use rillm_nn::{GatedConvSpec, MlpKind, MlpSpec, NormKind, Origin, QkNorm, WeightSource};
+use rillm_nn::{GatedConvSpec, MlpSpec, NormKind, Origin, QkNorm, WeightSource};
 use rillm_tensor_core::Activation;
 
 use super::llama::{DEFAULTS, Defaults, attention, bias, layer_count_or};
@@ -11,14 +11,7 @@ pub(super) const FAMILY: DecoderFamily = DecoderFamily { layout, ..DecoderFamily
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let dim = c.count_or("hidden_size", 2560)?;
-    let mlp = MlpSpec {
-        kind: MlpKind::Gated,
-        dim,
-        hidden: hidden(c)?,
-        act: Activation::Silu,
-        bias: rillm_nn::Bias::None,
-        gate_factor: None,
-    };
+    let mlp = MlpSpec::new([dim, hidden(c)?], Activation::Silu);
     decoder(c, dim, |_| MixerSpec::Mlp(mlp))
 }
 

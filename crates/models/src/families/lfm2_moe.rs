@@ -1,6 +1,6 @@
 //! LFM2 MoE: LFM2 with experts in all but the first layers.
 
-use rillm_nn::{Bias, MlpKind, MlpSpec, MoeSpec, WeightSource};
+use rillm_nn::{Bias, MlpSpec, MoeSpec, WeightSource};
 use rillm_tensor_core::{Activation, Score};
 
 use super::deepseek_v3::number_or;
@@ -14,14 +14,7 @@ pub(super) const FAMILY: DecoderFamily = DecoderFamily { layout, ..DecoderFamily
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let (dim, act) = (c.count_or("hidden_size", 2048)?, Activation::Silu);
-    let mlp = MlpSpec {
-        kind: MlpKind::Gated,
-        dim,
-        hidden: c.count_or("intermediate_size", 7168)?,
-        act,
-        bias: Bias::None,
-        gate_factor: None,
-    };
+    let mlp = MlpSpec::new([dim, c.count_or("intermediate_size", 7168)?], act);
     let counts = [experts_of(c, "num_experts", 32)?, c.count_or("num_experts_per_tok", 4)?];
     check_choice(c, counts)?;
     let mut moe = MoeSpec::new([dim, c.count_or("moe_intermediate_size", 1792)?], act, counts);

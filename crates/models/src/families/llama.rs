@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rillm_nn::{AttentionSpec, Bias, MlpKind, MlpSpec, RopeScaling, RotaryEmbedding};
+use rillm_nn::{AttentionSpec, Bias, MlpSpec, RopeScaling, RotaryEmbedding};
 use rillm_tensor_core::{Activation, AttnParams, Pairing};
 
 use crate::{Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, MixerSpec, Norms, Result};
@@ -64,14 +64,8 @@ pub(super) fn bias_or(c: &Config<'_>, key: &str, default: bool) -> Result<Bias> 
 pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec> {
     let (dim, norm) = (c.count("hidden_size")?, c.rms_norm(defaults.eps)?);
     let (attn, context) = attention(c, dim, defaults)?;
-    let mlp = MlpSpec {
-        kind: MlpKind::Gated,
-        dim,
-        hidden: c.count("intermediate_size")?,
-        act: c.activation("hidden_act", Activation::Silu)?,
-        bias: Bias::None,
-        gate_factor: None,
-    };
+    let mlp =
+        MlpSpec::new([dim, c.count("intermediate_size")?], c.activation("hidden_act", Activation::Silu)?);
     let layer = LayerSpec::new(MixerSpec::Attention(attn), MixerSpec::Mlp(mlp), Norms::Pre, norm);
     Ok(DecoderSpec {
         dim,

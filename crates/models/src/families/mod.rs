@@ -1,6 +1,7 @@
 //! One file a family, named after its `model_type`; and the list of them.
 
 mod apertus;
+mod bitnet;
 mod cohere;
 mod cohere2;
 mod deepseek_v2;
@@ -76,6 +77,7 @@ pub(crate) fn others<B: FullBackend>() -> [Box<dyn Family<B>>; 2] {
 /// Every family of this crate.
 pub(crate) const ALL: &[DecoderFamily] = &[
     apertus::FAMILY,
+    bitnet::FAMILY,
     cohere2::FAMILY,
     cohere::FAMILY,
     deepseek_v2::FAMILY,
@@ -142,6 +144,7 @@ pub(crate) const ALL: &[DecoderFamily] = &[
 /// Every `model_type` of this crate, in alphabetical order, and the models that are known under it.
 pub(crate) const MODELS: &[FamilyInfo] = &[
     FamilyInfo { model_type: "apertus", models: "Apertus" },
+    FamilyInfo { model_type: "bitnet", models: "BitNet b1.58" },
     FamilyInfo { model_type: "cohere", models: "Command R, R+" },
     FamilyInfo { model_type: "cohere2", models: "Command R7B, A" },
     FamilyInfo { model_type: "deepseek_v2", models: "DeepSeek-V2, V2-Lite" },

@@ -1,7 +1,7 @@
 //! Qwen3-Next and Qwen3.5 (text): the gated delta rule in three layers of four, gated attention with a little rope in the
 //! others, norms of `1 + w`.
 
-use rillm_nn::{Bias, GatedDeltaSpec, MlpKind, MlpSpec, MoeSpec, NormKind, QkNorm, SharedGate, SharedSpec};
+use rillm_nn::{Bias, GatedDeltaSpec, MlpSpec, MoeSpec, NormKind, QkNorm, SharedGate, SharedSpec};
 use rillm_tensor_core::Activation;
 
 use super::llama::{DEFAULTS, Defaults, attention, bias, layer_count_or};
@@ -70,14 +70,7 @@ pub(super) fn hybrid(c: &Config<'_>, sizes: &Sizes) -> Result<DecoderSpec> {
     (attn.qkv_bias, attn.o_bias) = (attn_bias, attn_bias);
     (attn.qk_norm, attn.gate) = (Some(QkNorm::heads(norm)), Some(Activation::Sigmoid));
     let delta = delta(c, dim, eps)?;
-    let dense = MlpSpec {
-        kind: MlpKind::Gated,
-        dim,
-        hidden: c.count_or("intermediate_size", sizes.hidden)?,
-        act,
-        bias: Bias::None,
-        gate_factor: None,
-    };
+    let dense = MlpSpec::new([dim, c.count_or("intermediate_size", sizes.hidden)?], act);
     let n = layer_count_or(c, "num_hidden_layers", sizes.layers)?;
     let every = c.count_or("full_attention_interval", 4)?;
     let by_index =

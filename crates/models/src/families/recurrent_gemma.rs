@@ -2,7 +2,7 @@
 //! norms, embedding and caps.
 
 use half::bf16;
-use rillm_nn::{Bias, GriffinSpec, MlpKind, MlpSpec, NormKind, Origin, WeightSource};
+use rillm_nn::{Bias, GriffinSpec, MlpSpec, NormKind, Origin, WeightSource};
 use rillm_tensor_core::Activation;
 
 use super::llama::{DEFAULTS, Defaults, attention, bias, layer_count_or};
@@ -26,12 +26,8 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     divides(c, "num_attention_heads", heads, inner)?;
     let griffin = GriffinSpec { dim, inner, heads, taps: c.count_or("conv1d_width", 4)?, act };
     let mlp = MlpSpec {
-        kind: MlpKind::Gated,
-        dim,
-        hidden: (c.count_or("intermediate_size", 7680)? / 2).max(1),
-        act,
         bias: Bias::Added,
-        gate_factor: None,
+        ..MlpSpec::new([dim, (c.count_or("intermediate_size", 7680)? / 2).max(1)], act)
     };
     let layer = |kind: &str| {
         let mixer = match kind {

@@ -2,7 +2,7 @@
 
 mod factors;
 
-use rillm_nn::{CausalLm, GateOrder, GatedNorm, Mamba2Spec, MlpKind, MlpSpec, WeightSource};
+use rillm_nn::{CausalLm, GateOrder, GatedNorm, Mamba2Spec, MlpSpec, WeightSource};
 use rillm_tensor_core::{Activation, FullBackend};
 
 use self::factors::Factors;
@@ -45,12 +45,12 @@ fn spec(c: &Config<'_>, factors: &Factors) -> Result<DecoderSpec> {
     (attn.qkv_bias, attn.o_bias) = (attn_bias, attn_bias);
     attn.params.scale *= factors.scores;
     let mlp = MlpSpec {
-        kind: MlpKind::Gated,
-        dim,
-        hidden: c.count_or("intermediate_size", 14_336)?,
-        act: c.activation("hidden_act", Activation::Silu)?,
         bias: bias(c, "mlp_bias")?,
         gate_factor: used(factors.gate),
+        ..MlpSpec::new(
+            [dim, c.count_or("intermediate_size", 14_336)?],
+            c.activation("hidden_act", Activation::Silu)?,
+        )
     };
     let branch = |name, mixer, norm_name, factor| BranchSpec {
         factor: used(factor),

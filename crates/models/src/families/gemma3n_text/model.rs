@@ -2,8 +2,8 @@
 
 use rillm_kvcache::{CacheKind, SequenceCache};
 use rillm_nn::{
-    Attention, Bias, CausalLm, Embedding, Linear, Mixer, Mlp, MlpKind, MlpSpec, Norm, Pass, PerLayer,
-    PerLayerGate, Result, Weights,
+    Attention, CausalLm, Embedding, Linear, Mixer, Mlp, MlpSpec, Norm, Pass, PerLayer, PerLayerGate, Result,
+    Weights,
 };
 use rillm_tensor_core::{Backend, Batch, Ids, Input};
 
@@ -67,7 +67,7 @@ impl<B: Backend> Layer<B> {
         let layer = &spec.layers[i];
         let norm = |name| w.norm(name, spec.dim, spec.norm);
         let (dim, hidden, act) = (spec.dim, layer.hidden, spec.act);
-        let mlp = MlpSpec { kind: MlpKind::Gated, dim, hidden, act, bias: Bias::None, gate_factor: None };
+        let mlp = MlpSpec::new([dim, hidden], act);
         let source = layer.shares.unwrap_or(i);
         Ok(Self {
             altup: AltUp::load(&w.at("altup"), spec)?,

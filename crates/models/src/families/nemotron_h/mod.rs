@@ -24,11 +24,11 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     attn.rope = None;
     let mlp = MlpSpec {
         kind: MlpKind::Plain,
-        dim,
-        hidden: c.count_or("intermediate_size", 21_504)?,
-        act: c.activation("mlp_hidden_act", Activation::Relu2)?,
         bias: bias(c, "mlp_bias")?,
-        gate_factor: None,
+        ..MlpSpec::new(
+            [dim, c.count_or("intermediate_size", 21_504)?],
+            c.activation("mlp_hidden_act", Activation::Relu2)?,
+        )
     };
     let (kinds, mamba) = (kinds(c)?, mamba(c, dim, eps)?);
     let moe = kinds.contains(&'E').then(|| moe(c, &mlp)).transpose()?;
