@@ -76,7 +76,8 @@ enum Between {
 }
 
 /// Decays within blocks of twice `size` tokens, from those within blocks of `size`: of a token and all before it
-/// (`since`), and of all after it (`until`).
+/// (`since`), and of all after it (`until`). Not by `cumprod` of MLX 0.32.2, which gave wrong values for some of these shapes
+/// on an H100.
 fn doubled([since, until]: &[Array; 2], size: i32) -> Made<[Array; 2]> {
     let halves = |x: &Array| x.reshape(&[-1, 2, size, x.dim(-1)])?.split_equal(2, 1);
     let (early, late) = (halves(since)?, halves(until)?);
