@@ -372,6 +372,34 @@ fn counts_of_gguf_that_contradict_its_tensors() {
     }
 }
 
+/// A matrix of one column has many rows in a small file, and some of them are listed 16 times.
+#[test]
+fn rows_of_gguf_without_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bytes = fs::read(golden("gguf-qwen3-5").join("model.gguf")).unwrap();
+    let after = |bytes: &[u8], word: &str| {
+        bytes.windows(word.len()).position(|w| w == word.as_bytes()).unwrap() + word.len()
+    };
+    let rows: u32 = (1 << 20) + 16;
+    for (key, n) in [("group_count", 1), ("time_step_rank", 16), ("inner_size", 16), ("state_size", 1 << 19)]
+    {
+        let at = after(&bytes, &format!("qwen35.ssm.{key}")) + 4;
+        bytes[at..at + 4].copy_from_slice(&u32::to_le_bytes(n));
+    }
+    // Dimensions, type (f16) and offset, which is past all others.
+    let offset = bytes.len().next_multiple_of(32);
+    let at = after(&bytes, "blk.0.attn_qkv.weight") + 4;
+    bytes[at..at + 8].copy_from_slice(&1u64.to_le_bytes());
+    bytes[at + 8..at + 16].copy_from_slice(&u64::from(rows).to_le_bytes());
+    bytes[at + 16..at + 20].copy_from_slice(&1u32.to_le_bytes());
+    bytes[at + 20..at + 28].copy_from_slice(&(offset as u64).to_le_bytes());
+    bytes.resize(bytes.len() + offset + 2 * rows as usize, 0);
+    let file = dir.path().join("model.gguf");
+    fs::write(&file, bytes).unwrap();
+    let message = refused(&file);
+    assert!(message.contains("ssm.state_size") && message.contains("1048592"), "{message}");
+}
+
 #[test]
 fn headers_that_contradict_the_file() {
     const Q: &str = "model.layers.0.self_attn.q_proj.weight";

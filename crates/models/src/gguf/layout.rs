@@ -197,6 +197,9 @@ pub(super) fn layout(m: &Metadata<'_>) -> Result<Layout> {
 /// Far above the rows of any matrix, far below what overflows.
 const MAX_ROWS: usize = 1 << 40;
 
+/// Far above the rows of any matrix, and few enough to list.
+const MAX_LISTED: usize = 1 << 20;
+
 /// What the layout of a file depends on.
 struct File {
     architecture: &'static Architecture,
@@ -251,6 +254,10 @@ impl Delta {
         let stored = (0..m.layers()?).find_map(rows);
         if stored.is_some_and(|stored| stored != of) {
             return Err(m.unsupported("ssm.inner_size", &format!("rows that make {stored:?}"), values));
+        }
+        // Rows of a column are cheap in a file, and each is listed up to `run` times.
+        if of > MAX_LISTED {
+            return Err(m.unsupported("ssm.state_size", &format!("at most {MAX_LISTED} rows"), of));
         }
         let repeated = |start: usize| (0..run).flat_map(move |_| start..start + keys);
         let rows: Arc<[usize]> = match stored {
@@ -333,7 +340,7 @@ impl File {
                 let (run, stride) = (*run, 2 * run);
                 let both = |stored: &str, start| {
                     let name = name.replace(stored, "ssm_ba");
-                    Origin::Strided { name, start, run, stride, of: stride * key_heads }
+                    Origin::Strided { name, start, run, stride, of: stride.saturating_mul(*key_heads) }
                 };
                 match name.rsplit('.').nth(1) {
                     Some("ssm_beta") => both("ssm_beta", 0),
