@@ -22,6 +22,17 @@ fn threads() -> usize {
     names.filter(|name| name.trim() == "rillm-session").count()
 }
 
+/// How many there are where all should have ended: one that was joined may be listed for a moment more.
+fn left() -> usize {
+    for _ in 0..500 {
+        if threads() == 0 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    threads()
+}
+
 /// Picks the token after the last one, and says where it was used and dropped.
 struct Counter {
     home: ThreadId,
@@ -132,7 +143,7 @@ fn everything_happens_on_one_thread_which_ends_with_the_handle() {
         SharedSession::new(s)
     });
     drop(s.join().unwrap());
-    assert_eq!((dropped.load(Ordering::SeqCst), threads()), (1, 0));
+    assert_eq!((dropped.load(Ordering::SeqCst), left()), (1, 0));
 }
 
 #[test]
@@ -145,13 +156,13 @@ fn a_thousand_leave_no_threads() {
             s.open();
         }
     }
-    assert_eq!((dropped.load(Ordering::SeqCst), threads()), (1000, 0));
+    assert_eq!((dropped.load(Ordering::SeqCst), left()), (1000, 0));
     let many: Vec<_> = (0..20).map(|_| start(&dropped)).collect();
     if cfg!(target_os = "linux") {
         assert_eq!(threads(), 20, "they are counted");
     }
     drop(many);
-    assert_eq!((dropped.load(Ordering::SeqCst), threads()), (1020, 0));
+    assert_eq!((dropped.load(Ordering::SeqCst), left()), (1020, 0));
 }
 
 fn is_thirteen<T: std::fmt::Debug>(result: Result<T>) {
@@ -169,7 +180,7 @@ fn a_panic_is_an_error_now_and_later() {
     let work = [Work { sequence: a, tokens: &[BOMB], ahead: 0, want: Want::Last }];
     let (mut logits, mut picked) = (Vec::new(), Vec::new());
     is_thirteen(s.step_picking(&work, &mut picked));
-    assert_eq!((dropped.load(Ordering::SeqCst), threads()), (1, 0), "it is gone at once");
+    assert_eq!((dropped.load(Ordering::SeqCst), left()), (1, 0), "it is gone at once");
     for _ in 0..2 {
         is_thirteen(s.step(&work, &mut logits));
         is_thirteen(s.step_picking(&work, &mut picked));
@@ -189,7 +200,7 @@ fn a_panic_is_an_error_now_and_later() {
     assert_eq!(said.len(), 4);
     assert_eq!(said[..3].iter().map(|t| *t.as_ref().unwrap()).collect::<Vec<_>>(), [11, 12, 13]);
     is_thirteen(said.into_iter().next_back().unwrap());
-    assert_eq!(threads(), 0);
+    assert_eq!(left(), 0);
 }
 
 #[test]
@@ -200,5 +211,5 @@ fn a_session_that_can_not_be_made_is_an_error_and_no_thread() {
     is_thirteen(EngineSession::start(|| -> Result<Counter> { panic!("thir{}", "teen") }));
     let error = EngineSession::start(|| -> Result<Counter> { std::panic::panic_any(5) }).unwrap_err();
     assert!(error.to_string().contains("no message"), "{error}");
-    assert_eq!(threads(), 0);
+    assert_eq!(left(), 0);
 }
