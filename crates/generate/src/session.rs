@@ -41,6 +41,16 @@ pub struct Draw {
     pub step: u64,
 }
 
+impl Draw {
+    /// Where in the cumulative distribution it falls, in single precision: a multiple of 2^-24 in `[0, 1)`.
+    pub(crate) fn point(&self) -> f32 {
+        // Rounded towards 0: nothing lies above a point of 1.
+        const PARTS: u32 = 1 << 24;
+        let point = self.rng.uniform_f64(self.step, Chain::CHOICE) * f64::from(PARTS);
+        point.floor() as f32 / PARTS as f32
+    }
+}
+
 /// Tokens for one sequence in one forward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Work<'a> {

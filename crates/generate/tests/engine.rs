@@ -180,7 +180,7 @@ fn a_panic_is_an_error_now_and_later() {
     let work = [Work { sequence: a, tokens: &[BOMB], ahead: 0, want: Want::Last }];
     let (mut logits, mut picked) = (Vec::new(), Vec::new());
     is_thirteen(s.step_picking(&work, &mut picked));
-    assert_eq!((dropped.load(Ordering::SeqCst), left()), (1, 0), "it is gone at once");
+    assert_eq!((dropped.load(Ordering::SeqCst), left()), (1, 0), "it is gone");
     for _ in 0..2 {
         is_thirteen(s.step(&work, &mut logits));
         is_thirteen(s.step_picking(&work, &mut picked));

@@ -184,8 +184,8 @@ struct Shared<B: Backend> {
 }
 
 impl<B: Experts> Moe<B> {
-    /// Loads the router `gate` and what belongs to it, `experts.{e}.gate_proj` (if gated), `up_proj` and `down_proj`, and if asked for
-    /// `fc1_latent_proj` and `fc2_latent_proj`, `shared_experts` and `shared_expert_gate`.
+    /// Loads the router `gate` and what belongs to it, `experts.{e}.gate_proj` (if gated), `up_proj` and `down_proj`, and if
+    /// asked for `fc1_latent_proj` and `fc2_latent_proj`, `shared_experts` and `shared_expert_gate`.
     ///
     /// # Errors
     /// Missing or misshapen parameters, or the backend's refusal.

@@ -1,14 +1,13 @@
 //! Decoding that runs ahead: while the host reads a token, the device already computes what follows it.
 //!
-//! Only where the backend picks on the device, the likeliest or a draw. What one sequence said last is the input of its next pass without
-//! having been read, so the device never waits for the host. A pass that runs ahead is a guess about what will be
-//! asked next; a wrong one is taken back, and nobody sees that it was.
+//! Only where the backend picks on the device, the likeliest or a draw. What one sequence said last is the input of its
+//! next pass without having been read, so the device never waits for the host. A pass that runs ahead is a guess about
+//! what will be asked next; a wrong one is taken back, and nobody sees that it was.
 
 use rillm_nn::Error as ModelError;
 use rillm_tensor_core::{Backend, Ids};
 
 use super::LocalSession;
-use crate::sampler::Chain;
 use crate::{Result, Session, Want, Work};
 
 /// A pass under way: its caches have one row more than the session's tokens.
@@ -124,9 +123,7 @@ impl<B: Backend> LocalSession<B> {
         for want in wants.filter(|want| *want != Want::Nothing) {
             let sampling = match want {
                 Want::Draw(draw) => {
-                    // Rounded towards 0: a point of 1 has nothing above it.
-                    let point = draw.rng.uniform_f64(draw.step, Chain::CHOICE) * f64::from(1 << 24);
-                    self.points.push(point.floor() as f32 / (1 << 24) as f32);
+                    self.points.push(draw.point());
                     Some(draw.how)
                 }
                 _ => None,

@@ -227,7 +227,7 @@ enum Delta {
 
 impl Delta {
     fn of(m: &Metadata<'_>) -> Result<Option<Self>> {
-        /// Beyond any model; keeps repeated rows within what a file justifies.
+        /// Beyond any model.
         const MAX_RUN: usize = 16;
         if !m.architecture.model_type.starts_with("qwen3_") || m.count("ssm.group_count")?.is_none() {
             return Ok(None);

@@ -585,7 +585,8 @@ impl Backend for Mlx {
         if points.len() != t {
             return Err(shape("sample", [points.len(), 1], [t, 1]));
         }
-        if t == 0 || vocab == 0 {
+        // The host's to refuse, or to pick the best.
+        if t == 0 || vocab == 0 || how.temperature.is_nan() || how.temperature <= 0.0 {
             return Ok(None);
         }
         let logits = logits.array(self)?;
