@@ -8,6 +8,8 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use smallvec::SmallVec;
+
 use super::kernels::attention::{
     BLOCK, CachedHead, Form, MAX_ROWS, Scoring, Seen, State, TILE_ROWS, Tile, padded,
 };
@@ -89,7 +91,8 @@ unsafe impl Sync for Shared {}
 // SAFETY: as above.
 unsafe impl Send for Shared {}
 
-/// One call of [`attention`]; a task is one key head of one tile of queries, and with `parts` one chunk of them.
+/// One call of [`attention`]; a task is one key head of one tile of queries. With `parts` it is one chunk of them, of one
+/// key head or, where there are chunks for all threads, of all of them: keys are then read in the order of memory.
 #[derive(Clone, Copy)]
 struct Work<'a> {
     ctx: &'a Context<'a>,
@@ -109,7 +112,7 @@ struct Task<'a> {
     span: &'a SpanView<'a>,
     /// Its queries, counted in the span.
     queries: Range<usize>,
-    kv_head: usize,
+    kv_heads: Range<usize>,
     chunks: Range<usize>,
     /// The partial sums of the span's first row begin here.
     partials: usize,
@@ -135,8 +138,19 @@ impl<'a> Work<'a> {
         if self.parts.is_some() { span.layout.len.div_ceil(CHUNK) } else { 1 }
     }
 
+    /// Chunks of a span that are tasks with all of their heads: as many as give every thread the same.
+    fn whole_parts_of(&self, span: &SpanView<'_>) -> usize {
+        let (parts, threads) = (self.parts_of(span), self.ctx.threads.count());
+        if self.parts.is_some() { parts - parts % threads } else { 0 }
+    }
+
+    fn tasks_of_tile(&self, span: &SpanView<'_>) -> usize {
+        let whole = self.whole_parts_of(span);
+        whole + (self.parts_of(span) - whole) * self.p.kv_heads
+    }
+
     fn tasks_of(&self, span: &SpanView<'_>) -> usize {
-        span.rows.len().div_ceil(self.tile_queries()) * self.p.kv_heads * self.parts_of(span)
+        span.rows.len().div_ceil(self.tile_queries()) * self.tasks_of_tile(span)
     }
 
     fn tasks(&self) -> usize {
@@ -159,9 +173,10 @@ impl<'a> Work<'a> {
 
     fn run(&self, tasks: usize) -> Result<()> {
         let failed: Mutex<Option<Error>> = Mutex::new(None);
-        // The last tiles of a prompt see most: they go first.
         self.ctx.threads.run(tasks, &|i| {
-            if let Some(task) = self.task(tasks - 1 - i)
+            // The last tiles of a prompt see most: they go first. Chunks go in the order of memory.
+            let i = if self.parts.is_some() { i } else { tasks - 1 - i };
+            if let Some(task) = self.task(i)
                 && let Err(error) = self.attend(&task)
             {
                 *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
@@ -179,14 +194,20 @@ impl<'a> Work<'a> {
                 partials += self.partials_of(span);
                 continue;
             }
-            // Heads of a chunk follow each other: their keys share pages, and lines of cache at their edges.
-            let kv_head = i % self.p.kv_heads;
-            let part = i / self.p.kv_heads % self.parts_of(span);
-            let first = i / self.p.kv_heads / self.parts_of(span) * self.tile_queries();
+            let (tile, i) = (i / self.tasks_of_tile(span), i % self.tasks_of_tile(span));
+            let (whole, kv_heads) = (self.whole_parts_of(span), self.p.kv_heads);
+            let (part, heads) = if i < whole {
+                (i, 0..kv_heads)
+            } else {
+                // Heads of a chunk follow each other: their keys share pages, and lines of cache at their edges.
+                let head = (i - whole) % kv_heads;
+                (whole + (i - whole) / kv_heads, head..head + 1)
+            };
+            let first = tile * self.tile_queries();
             return Some(Task {
                 span,
                 queries: first..span.rows.len().min(first + self.tile_queries()),
-                kv_head,
+                kv_heads: heads,
                 chunks: if self.parts.is_some() {
                     part..part + 1
                 } else {
@@ -204,56 +225,65 @@ impl<'a> Work<'a> {
         let dims = [head_dim, self.p.v_head_dim];
         let (rows, width) = (task.queries.len() * group, padded(self.p.v_head_dim));
         let form = Form::of(rows, self.tiled());
-        let floats = Tile::floats(form, rows, dims);
-        let mut buffer = self.ctx.scratch.take((floats + rows * self.state()) * size_of::<f32>())?;
-        let (memory, totals) = buffer.floats_mut().split_at_mut(floats);
-        let mut tile = Tile::new(memory, form, [task.queries.len(), group], dims);
-        for row in 0..rows {
-            let q = self.q.row(task.span.rows.start + task.queries.start + row / group);
-            tile.set_query(row, &q[self.head(task, row) * head_dim..][..head_dim]);
-        }
-        (self.ctx.kernels.attention.start)(&mut tile);
-        let totals = &mut totals[..rows * self.state()];
+        let (floats, states) = (Tile::floats(form, rows, dims), rows * self.state());
+        let mut buffer = self.ctx.scratch.take(task.kv_heads.len() * (floats + states) * size_of::<f32>())?;
+        let (memory, totals) = buffer.floats_mut().split_at_mut(task.kv_heads.len() * floats);
+        let totals = &mut totals[..task.kv_heads.len() * states];
         totals.fill(0.0);
-        for chunk in task.chunks.clone() {
-            tile.clear();
-            self.chunk(task, &mut tile, chunk * CHUNK..(chunk + 1) * CHUNK);
-            (self.ctx.kernels.attention.end)(&mut tile);
-            for (row, total) in totals.chunks_exact_mut(self.state()).enumerate() {
-                self.merge_into(total, &tile.o[row * width..][..width], tile.m[row], tile.l[row]);
+        let mut tiles: SmallVec<[Tile<'_>; 8]> = SmallVec::new();
+        for (kv_head, memory) in task.kv_heads.clone().zip(memory.chunks_exact_mut(floats)) {
+            let mut tile = Tile::new(memory, form, [task.queries.len(), group], dims);
+            for row in 0..rows {
+                let q = self.q.row(task.span.rows.start + task.queries.start + row / group);
+                tile.set_query(row, &q[self.head(kv_head, row) * head_dim..][..head_dim]);
             }
+            (self.ctx.kernels.attention.start)(&mut tile);
+            tiles.push(tile);
         }
-        for (row, total) in totals.chunks_exact(self.state()).enumerate() {
-            let query = task.queries.start + row / group;
-            match self.parts {
-                None => self.finish(task.span.rows.start + query, self.head(task, row), total),
-                Some(parts) => {
-                    let parts_of_span = self.parts_of(task.span);
-                    let at =
-                        (query * self.p.heads + self.head(task, row)) * parts_of_span + task.chunks.start;
-                    // SAFETY: `attention` made room for a state for each row, head and chunk of each span; this
-                    // task alone has this head and chunk of these rows.
-                    let part = unsafe {
-                        let first = parts.0.add(task.partials + at * self.state());
-                        std::slice::from_raw_parts_mut(first, self.state())
-                    };
-                    part.copy_from_slice(total);
+        for chunk in task.chunks.clone() {
+            tiles.iter_mut().for_each(Tile::clear);
+            self.chunk(task, &mut tiles, chunk * CHUNK..(chunk + 1) * CHUNK);
+            for (tile, totals) in tiles.iter_mut().zip(totals.chunks_exact_mut(states)) {
+                (self.ctx.kernels.attention.end)(tile);
+                for (row, total) in totals.chunks_exact_mut(self.state()).enumerate() {
+                    self.merge_into(total, &tile.o[row * width..][..width], tile.m[row], tile.l[row]);
                 }
             }
         }
+        for (kv_head, totals) in task.kv_heads.clone().zip(totals.chunks_exact(states)) {
+            for (row, total) in totals.chunks_exact(self.state()).enumerate() {
+                self.leave(task, self.head(kv_head, row), row, total);
+            }
+        }
+        drop(tiles);
         self.ctx.scratch.give(buffer);
         Ok(())
     }
 
-    /// The head of row `row` of a task's tile.
-    fn head(&self, task: &Task<'_>, row: usize) -> usize {
-        task.kv_head * self.group() + row % self.group()
+    /// What a task found for row `row` of a tile, which is one of head `head`.
+    fn leave(&self, task: &Task<'_>, head: usize, row: usize, total: &[f32]) {
+        let query = task.queries.start + row / self.group();
+        let Some(parts) = self.parts else {
+            return self.finish(task.span.rows.start + query, head, total);
+        };
+        let at = (query * self.p.heads + head) * self.parts_of(task.span) + task.chunks.start;
+        // SAFETY: `attention` made room for a state for each row, head and chunk of each span; this task alone has this
+        // head and chunk of these rows.
+        let part = unsafe {
+            let first = parts.0.add(task.partials + at * self.state());
+            std::slice::from_raw_parts_mut(first, self.state())
+        };
+        part.copy_from_slice(total);
     }
 
-    /// Takes what the tile's queries see of `positions` into the tile.
-    fn chunk(&self, task: &Task<'_>, tile: &mut Tile<'_>, positions: Range<usize>) {
+    /// The head of row `row` of a tile of key head `kv_head`.
+    fn head(&self, kv_head: usize, row: usize) -> usize {
+        kv_head * self.group() + row % self.group()
+    }
+
+    /// Takes what the queries see of `positions` into the tiles, one for each of the task's key heads.
+    fn chunk(&self, task: &Task<'_>, tiles: &mut [Tile<'_>], positions: Range<usize>) {
         let Task { span, queries, .. } = task;
-        let scoring = Scoring { scale: self.p.scale, softcap: self.p.softcap };
         let window = self.p.narrower(span.window);
         let at = |query: usize| span.layout.len - span.rows.len() + query;
         for region in regions(&span.layout, span.sink) {
@@ -272,18 +302,33 @@ impl<'a> Work<'a> {
                     *seen = Seen { lo: within(of.start), hi: within(of.end) };
                 }
                 let positions = lo.max(block)..hi.min(block + BLOCK);
-                let (kernels, seen) = (&self.ctx.kernels, &seen[..queries.len()]);
-                if tile.reads_cached([self.p.head_dim, self.p.v_head_dim]) && Self::in_a_row(task, &positions)
-                {
-                    let cached = self.cached(task, positions.start);
-                    (kernels.attention.cached_block)(tile, seen, scoring, cached);
-                } else {
-                    self.load(task, tile, block, positions);
-                    let strips = kernels.tiles.as_ref().map(|t| t.strips);
-                    (kernels.attention.block)(tile, seen, scoring, strips);
-                }
+                self.block(task, tiles, &seen[..queries.len()], block, positions);
                 block += BLOCK;
             }
+        }
+    }
+
+    /// Takes `positions`, of the block that begins at `block`, into the tiles.
+    fn block(
+        &self,
+        task: &Task<'_>,
+        tiles: &mut [Tile<'_>],
+        seen: &[Seen],
+        block: usize,
+        positions: Range<usize>,
+    ) {
+        let (kernels, dims) = (&self.ctx.kernels, [self.p.head_dim, self.p.v_head_dim]);
+        let scoring = Scoring { scale: self.p.scale, softcap: self.p.softcap };
+        // Consecutive slots.
+        let in_a_row = Self::run_end(&task.span.layout, positions.start) >= positions.end;
+        if in_a_row && tiles.iter().all(|tile| tile.reads_cached(dims)) {
+            let cached = self.cached(task.span, task.kv_heads.start, positions.start);
+            return (kernels.attention.cached_block)(tiles, seen, scoring, cached);
+        }
+        for (kv_head, tile) in task.kv_heads.clone().zip(tiles) {
+            self.load((task.span, kv_head), tile, block, positions.clone());
+            let strips = kernels.tiles.as_ref().map(|t| t.strips);
+            (kernels.attention.block)(tile, seen, scoring, strips);
         }
     }
 
@@ -292,31 +337,29 @@ impl<'a> Work<'a> {
         if from < layout.keep { layout.keep } else { from + (layout.keep + layout.ring - layout.slot(from)) }
     }
 
-    /// Whether `positions` lie in consecutive slots.
-    fn in_a_row(task: &Task<'_>, positions: &Range<usize>) -> bool {
-        Self::run_end(&task.span.layout, positions.start) >= positions.end
-    }
-
-    /// The keys and values of the task's head from `position` on.
-    fn cached<'d>(&self, task: &Task<'d>, position: usize) -> [CachedHead<'d>; 2] {
-        let (slot, head, last) = (task.span.layout.slot(position), task.kv_head, self.p.kv_heads - 1);
+    /// The keys and values of key head `kv_head` from `position` on.
+    fn cached<'d>(&self, span: &SpanView<'d>, kv_head: usize, position: usize) -> [CachedHead<'d>; 2] {
+        let slot = span.layout.slot(position);
         let of = |data, head_dim: usize| {
             let stride = self.p.kv_heads * head_dim;
-            // Heads go from the last to the first.
-            let fetched = if head == last { [0, stride] } else { [head * head_dim, (head + 1) * head_dim] };
-            CachedHead { data, at: slot * stride + head * head_dim, stride, head_dim, fetched }
+            CachedHead { data, at: slot * stride + kv_head * head_dim, stride, head_dim }
         };
-        [of(task.span.k, self.p.head_dim), of(task.span.v, self.p.v_head_dim)]
+        [of(span.k, self.p.head_dim), of(span.v, self.p.v_head_dim)]
     }
 
     /// Loads the keys and values at `positions` into the block that begins at `block`.
-    fn load(&self, task: &Task<'_>, tile: &mut Tile<'_>, block: usize, positions: Range<usize>) {
-        let layout = &task.span.layout;
+    fn load(
+        &self,
+        (span, kv_head): (&SpanView<'_>, usize),
+        tile: &mut Tile<'_>,
+        block: usize,
+        positions: Range<usize>,
+    ) {
         let mut from = positions.start;
         while from < positions.end {
-            let end = Self::run_end(layout, from).min(positions.end);
+            let end = Self::run_end(&span.layout, from).min(positions.end);
             let rows = |dim: usize| (from - block) * padded(dim)..(end - block) * padded(dim);
-            let [k, v] = self.cached(task, from);
+            let [k, v] = self.cached(span, kv_head, from);
             (self.ctx.kernels.attention.load)(k, &mut tile.k[rows(self.p.head_dim)]);
             (self.ctx.kernels.attention.load)(v, &mut tile.v[rows(self.p.v_head_dim)]);
             from = end;

@@ -42,12 +42,14 @@ impl Drop for Launch {
 }
 
 /// A constant of a kernel.
-enum Constant {
+enum Constant<'a> {
     Type(Dtype),
     Int(i32),
     Bool(bool),
     /// A pointer to nothing, of a type: an input that there is not.
     Null(&'static str),
+    /// Inputs of floats, as an array of pointers.
+    Inputs(&'a [CString]),
 }
 
 /// Everything about a call but its inputs.
@@ -62,7 +64,7 @@ struct Call<'a> {
     blocks: [usize; 2],
     /// Results.
     out: &'a [(&'a CStr, &'a [i32], Dtype)],
-    constants: &'a [(&'a CStr, Constant)],
+    constants: &'a [(&'a CStr, Constant<'a>)],
 }
 
 impl Launch {
@@ -129,7 +131,7 @@ impl Launch {
 }
 
 /// `body` with declarations of `constants` before it. MLX's own template arguments would be formatted at every call.
-fn with_constants(constants: &[(&CStr, Constant)], body: &CStr) -> CString {
+fn with_constants(constants: &[(&CStr, Constant<'_>)], body: &CStr) -> CString {
     let mut text = String::new();
     for (name, constant) in constants {
         let name = name.to_string_lossy();
@@ -140,6 +142,10 @@ fn with_constants(constants: &[(&CStr, Constant)], body: &CStr) -> CString {
             Constant::Int(n) => format!("constexpr int {name} = {n};\n"),
             Constant::Bool(b) => format!("constexpr bool {name} = {b};\n"),
             Constant::Null(t) => format!("constexpr const {t}* {name} = nullptr;\n"),
+            Constant::Inputs(names) => {
+                let names: Vec<_> = names.iter().map(|name| name.to_string_lossy()).collect();
+                format!("const float* const {name}[] = {{{}}};\n", names.join(", "))
+            }
         };
     }
     text += &body.to_string_lossy();
@@ -290,9 +296,10 @@ impl Kernels {
     }
 
     /// The ids drawn from `logits: [rows, vocab]`, `[rows]`; `numbers` are those of `draw_body.cu`.
-    pub(super) fn draw(&self, what: Draw, logits: &Array, numbers: &Array) -> Result<Array> {
+    pub(super) fn draw(&self, what: Draw, logits: &Array, numbers: &[f32]) -> Result<Array> {
         let mut known = self.draw.lock().unwrap_or_else(PoisonError::into_inner);
-        let inputs = [logits, numbers].into_iter();
+        let numbers: Vec<Array> = numbers.chunks(Draw::PAIR).map(Draw::pair).collect();
+        let inputs = std::iter::once(logits).chain(&numbers);
         let [ids] = match known.get(&what) {
             Some(launch) => launch.apply(inputs)?,
             None => known.entry(what).or_insert(what.launch()?).apply(inputs)?,
@@ -438,13 +445,27 @@ impl Matvec {
 
 impl Draw {
     const THREADS: usize = 512;
+    /// Numbers of settings before the points.
+    pub(super) const SETTINGS: usize = 5;
+    /// Floats in an array. MLX keeps 8 bytes where card and host both reach them; more are moved to and fro in every step,
+    /// and may be allocated in it: 0.4 ms.
+    const PAIR: usize = 2;
+
+    fn pair(numbers: &[f32]) -> Array {
+        Array::from_slice(&[numbers[0], numbers.get(1).copied().unwrap_or_default()], &[2])
+    }
 
     fn launch(self) -> Result<Launch> {
         let int = |n: usize| dim(n).map(Constant::Int);
         let [header, body] = &*DRAW;
+        let pairs = (Self::SETTINGS + self.rows).div_ceil(Self::PAIR);
+        let pairs =
+            (0..pairs).map(|i| CString::new(format!("pair{i}")).unwrap_or_default()).collect::<Vec<_>>();
+        let inputs =
+            std::iter::once(c"logits").chain(pairs.iter().map(CString::as_c_str)).collect::<Vec<_>>();
         Launch::new(&Call {
             name: c"draw",
-            inputs: &[c"logits", c"numbers"],
+            inputs: &inputs,
             header,
             body,
             shared_memory: 0,
@@ -455,6 +476,7 @@ impl Draw {
                 (c"T", Constant::Type(self.dtype)),
                 (c"VOCAB", int(self.vocab)?),
                 (c"THREADS", int(Self::THREADS)?),
+                (c"pairs", Constant::Inputs(&pairs)),
             ],
         })
     }

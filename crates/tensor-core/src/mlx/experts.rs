@@ -235,7 +235,7 @@ impl Experts for Mlx {
         }
         let x = x.array(self)?.reshape(&[rows, 1, dim(cols)?]).map_err(exception)?;
         let order = if routes.sorting.is_some() { Order::Ascending } else { Order::Any };
-        let y = beside(matrices, |m| m.gather(&x, &routes.experts, order, self.dtype()))?;
+        let y = beside(matrices, |m| m.gather(&x, &routes.experts, order, self.dtype(), self.0.on))?;
         let y = y.reshape(&[rows, width]).map_err(exception)?;
         match bias {
             Some(bias) => tensor(bias.take_axis(&routes.experts, 0).and_then(|b| y.add(b))),
@@ -294,7 +294,7 @@ impl Experts for Mlx {
         }
         let x = x.array(self)?.reshape(&[rows, n, dim(inp)?]).and_then(|x| x.swap_axes(0, 1));
         let x = x.map_err(exception)?;
-        let y = beside(matrices, |m| m.by_heads(&x, self.dtype()))?;
+        let y = beside(matrices, |m| m.by_heads(&x, self.dtype(), self.0.on))?;
         tensor(y.swap_axes(0, 1).and_then(|y| y.reshape(&[rows, dim(heads * out).unwrap_or(0)])))
     }
 }

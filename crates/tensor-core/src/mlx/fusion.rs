@@ -117,10 +117,9 @@ impl Mlx {
         }
         let what = Draw { dtype: logits.dtype(), rows: points.len(), vocab };
         let (tempered, top_k) = (f32::from(u8::from(how.tempered)), how.top_k.min(vocab) as f32);
-        let mut numbers: SmallVec<[f32; 8]> =
-            SmallVec::from_slice(&[how.temperature, how.top_p, how.min_p.ln(), tempered, top_k]);
+        let settings: [f32; Draw::SETTINGS] = [how.temperature, how.top_p, how.min_p.ln(), tempered, top_k];
+        let mut numbers: SmallVec<[f32; 8]> = SmallVec::from_slice(&settings);
         numbers.extend_from_slice(points);
-        let numbers = Array::from_slice(&numbers, &[dim(numbers.len())?]);
         self.0.kernels.draw(what, logits, &numbers).map(Some)
     }
 

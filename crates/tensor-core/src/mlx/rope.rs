@@ -26,6 +26,8 @@ struct Known {
 pub(super) struct Ropes {
     known: Mutex<Vec<Known>>,
     tables: Mutex<Vec<Table>>,
+    /// Positions of a pass's rows, on the device.
+    positions: Mutex<Option<(Vec<u32>, Array)>>,
 }
 
 /// Cosines and sines, `[rows, 1, pairs]`.
@@ -63,6 +65,18 @@ impl Ropes {
         let answer = f(&new);
         keep(&mut known, new);
         Ok(answer)
+    }
+
+    /// `positions` on the device: all layers of a pass ask for the same.
+    fn uploaded(&self, positions: &[u32]) -> Result<Array> {
+        let mut latest = self.positions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, array)) = latest.as_ref().filter(|(known, _)| known == positions) {
+            return Ok(array.clone());
+        }
+        let values: Vec<i32> = positions.iter().map(|p| *p as i32).collect();
+        let array = Array::from_slice(&values, &[dim(values.len())?]);
+        *latest = Some((positions.to_vec(), array.clone()));
+        Ok(array)
     }
 
     /// `rope`, the same for the same numbers.
@@ -155,8 +169,7 @@ impl Ropes {
             turn(x, rope, &freqs, span.start)?
         } else if spans.iter().all(|s| s.rows.len() == 1) {
             let head = dim(rope.head_dim)?;
-            let offsets: Vec<i32> = batch.positions().iter().map(|p| *p as i32).collect();
-            let offsets = Array::from_slice(&offsets, &[t]);
+            let offsets = self.uploaded(batch.positions())?;
             let heads = x.reshape(&[t, d / head, 1, head]).map_err(exception)?;
             let (dims, traditional) = geometry(rope)?;
             let y = fast::rope_dynamic(&heads, dims, traditional, None, 1.0, &offsets, &freqs);

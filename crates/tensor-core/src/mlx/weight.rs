@@ -256,9 +256,7 @@ impl Matrix {
         let plain = |w: &Array| x.matmul(w.transpose().map_err(exception)?).map_err(exception);
         match &self.values {
             Values::Dense(w) => plain(w),
-            // MLX 0.32's kernels for several rows of f32 are compiled for half a minute for each format, and ask for more
-            // shared memory than they were granted where groups have 128 values.
-            Values::Quantized(w) if on == On::Cuda && x.dtype() == Dtype::Float32 && x.dim(0) > 1 => {
+            Values::Quantized(w) if is_written_out(x, on) && x.dim(0) > 1 => {
                 scaled(plain(&raw::dequantize(w.view(), dtype)?)?, w.factor, dtype)
             }
             Values::Quantized(w) => scaled(raw::quantized_matmul(x, w.view())?, w.factor, dtype),
@@ -318,17 +316,32 @@ impl Matrix {
     }
 
     /// Of a stack: `x: [n, 1, cols]`, row `i` with matrix `ids[i]`. `[n, 1, rows]`. `sorted` says that ids ascend.
-    pub(super) fn gather(&self, x: &Array, ids: &Array, sorted: raw::Order, dtype: Dtype) -> Result<Array> {
+    pub(super) fn gather(
+        &self,
+        x: &Array,
+        ids: &Array,
+        sorted: raw::Order,
+        dtype: Dtype,
+        on: On,
+    ) -> Result<Array> {
+        let plain = |w: &Array| raw::gather_mm(x, &w.swap_axes(-1, -2).map_err(exception)?, ids, sorted);
         match &self.values {
-            Values::Dense(w) => raw::gather_mm(x, &w.swap_axes(-1, -2).map_err(exception)?, ids, sorted),
+            Values::Dense(w) => plain(w),
+            Values::Quantized(w) if is_written_out(x, on) && x.dim(0) > 1 => {
+                scaled(plain(&raw::dequantize(w.view(), dtype)?)?, w.factor, dtype)
+            }
             Values::Quantized(w) => scaled(raw::gather_qmm(x, w.view(), ids, sorted)?, w.factor, dtype),
         }
     }
 
     /// Of a stack: `x: [heads, t, cols]`, each with its matrix. `[heads, t, rows]`.
-    pub(super) fn by_heads(&self, x: &Array, dtype: Dtype) -> Result<Array> {
+    pub(super) fn by_heads(&self, x: &Array, dtype: Dtype, on: On) -> Result<Array> {
+        let plain = |w: &Array| x.matmul(w.swap_axes(-1, -2).map_err(exception)?).map_err(exception);
         match &self.values {
-            Values::Dense(w) => x.matmul(w.swap_axes(-1, -2).map_err(exception)?).map_err(exception),
+            Values::Dense(w) => plain(w),
+            Values::Quantized(w) if is_written_out(x, on) && x.dim(1) > 1 => {
+                scaled(plain(&raw::dequantize(w.view(), dtype)?)?, w.factor, dtype)
+            }
             Values::Quantized(w) => scaled(raw::quantized_matmul(x, w.view())?, w.factor, dtype),
         }
     }
@@ -372,6 +385,12 @@ impl Matrix {
             }
         }
     }
+}
+
+/// Whether several rows `x` meet plain values of quantized weights. MLX 0.32's kernels for several rows of f32 are compiled
+/// for half a minute for each format, and ask for more shared memory than they were granted where groups have 128 values.
+fn is_written_out(x: &Array, on: On) -> bool {
+    on == On::Cuda && x.dtype() == Dtype::Float32
 }
 
 /// `x * factor` in `dtype`.

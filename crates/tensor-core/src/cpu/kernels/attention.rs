@@ -12,7 +12,7 @@ mod tiled;
 
 use self::columns::{ScoreColumns, SoftmaxColumns};
 use self::rows::{Load, ScoreRows, SoftmaxRows, Stored};
-use self::sums::{Finish, Merge, Weigh};
+use self::sums::{Finish, Merge, Shrink, Weigh};
 use self::tiled::{Bf16, Gather, PackQueries};
 use super::elementwise::softcap;
 use super::tiles::Strips;
@@ -60,9 +60,10 @@ pub(crate) struct Attention {
     /// Takes the keys and values that were loaded into the tile into its running softmax; query `i` sees those
     /// at `seen[i]`.
     pub block: fn(tile: &mut Tile<'_>, seen: &[Seen], scoring: Scoring, multiply: Option<Multiply>),
-    /// The same of keys and values where they are cached, for [`Form::Rows`] and heads of whole vectors. Those seen
-    /// begin with the first row of both.
-    pub cached_block: fn(tile: &mut Tile<'_>, seen: &[Seen], scoring: Scoring, cached: [CachedHead<'_>; 2]),
+    /// The same of keys and values where they are cached, for [`Form::Rows`] and heads of whole vectors: a tile for each
+    /// of some heads in a row, of which `cached` is the first. Those seen begin with the first row of both.
+    pub cached_block:
+        fn(tiles: &mut [Tile<'_>], seen: &[Seen], scoring: Scoring, cached: [CachedHead<'_>; 2]),
     /// Leaves the sums over all blocks since [`Tile::clear`] in `o`.
     pub end: fn(tile: &mut Tile<'_>),
     /// Takes the softmax over other keys into that of `total`.
@@ -82,8 +83,6 @@ pub(crate) struct CachedHead<'a> {
     pub stride: usize,
     /// Values of a head.
     pub head_dim: usize,
-    /// Values of each row that are asked for ahead: this head's, or all in one go for the heads that follow.
-    pub fetched: [usize; 2],
 }
 
 /// What multiplies for [`Form::Tiled`].
@@ -276,9 +275,10 @@ fn block<V: Vector>(tile: &mut Tile<'_>, seen: &[Seen], scoring: Scoring, multip
         if tile.by_columns() {
             V::call(ScoreColumns { tile: &mut *tile, lo, hi });
             V::call(SoftmaxColumns::<false> { tile: &mut *tile, seen, scoring });
-            V::call(Weigh { tile, seen, v });
+            V::call(Shrink { tile: &mut *tile });
+            V::call(Weigh { tile, seen, v, keys: [lo, hi] });
         } else {
-            by_rows::<V, _>(tile, seen, scoring, [lo, hi], [k, v]);
+            by_rows::<V, _>(std::slice::from_mut(tile), seen, scoring, [lo, hi], [k, v]);
         }
     }
 }
@@ -290,7 +290,7 @@ struct Keys<T> {
     first: *const T,
     /// Values from one to the next.
     stride: usize,
-    /// What is asked for: bytes from `first` on, and how many.
+    /// What is asked for: bytes from a key on, and how many.
     ahead: (isize, usize),
 }
 
@@ -302,49 +302,61 @@ impl<T> Clone for Keys<T> {
 
 impl<T> Copy for Keys<T> {}
 
+impl<T> Keys<T> {
+    /// Those of head `i` after these, of heads of `width` values.
+    fn head(self, i: usize, width: usize) -> Self {
+        Self { first: self.first.wrapping_add(i * width), ..self }
+    }
+}
+
 fn cached_block<V: Vector>(
-    tile: &mut Tile<'_>,
+    tiles: &mut [Tile<'_>],
     seen: &[Seen],
     scoring: Scoring,
     cached: [CachedHead<'_>; 2],
 ) {
-    let [lo, hi] = seen_by_any(tile, seen);
+    let Some(first) = tiles.first() else { return };
+    let [lo, hi] = seen_by_any(first, seen);
     if lo == hi {
         return;
     }
-    assert!(tile.reads_cached([cached[0].head_dim, cached[1].head_dim]));
+    assert!(tiles.iter().all(|t| t.reads_cached(cached.map(|c| c.head_dim)) && t.queries == seen.len()));
+    let heads = tiles.len();
     match cached.map(|c| c.data) {
         [KvData::F32(k), KvData::F32(v)] => {
-            let keys = [cached_keys(k, &cached[0], [lo, hi]), cached_keys(v, &cached[1], [lo, hi])];
+            let keys = [(k, &cached[0]), (v, &cached[1])].map(|(x, c)| cached_keys(x, c, heads, [lo, hi]));
             // SAFETY: the table of `V` was handed out after detection; `cached_keys` has checked the keys.
-            unsafe { by_rows::<V, _>(tile, seen, scoring, [lo, hi], keys) }
+            unsafe { by_rows::<V, _>(tiles, seen, scoring, [lo, hi], keys) }
         }
         [KvData::F16(k), KvData::F16(v)] => {
-            let keys = [cached_keys(k, &cached[0], [lo, hi]), cached_keys(v, &cached[1], [lo, hi])];
+            let keys = [(k, &cached[0]), (v, &cached[1])].map(|(x, c)| cached_keys(x, c, heads, [lo, hi]));
             // SAFETY: as above.
-            unsafe { by_rows::<V, _>(tile, seen, scoring, [lo, hi], keys) }
+            unsafe { by_rows::<V, _>(tiles, seen, scoring, [lo, hi], keys) }
         }
         _ => unreachable!("keys and values are cached alike"),
     }
 }
 
-/// The keys of a block whose first seen one is the first of `cached`.
-fn cached_keys<T>(data: &[T], cached: &CachedHead<'_>, [lo, hi]: [usize; 2]) -> Keys<T> {
-    assert!(cached.at + (hi - lo - 1) * cached.stride + cached.head_dim <= data.len());
+/// The keys of a block of `heads` heads; the first seen one of the first head is the first of `cached`.
+fn cached_keys<T>(data: &[T], cached: &CachedHead<'_>, heads: usize, [lo, hi]: [usize; 2]) -> Keys<T> {
+    assert!(cached.at + (hi - lo - 1) * cached.stride + heads * cached.head_dim <= data.len());
     let first = data.as_ptr().wrapping_add(cached.at).wrapping_sub(lo * cached.stride);
-    let [from, to] = cached.fetched;
-    let start = from as isize - (cached.at % cached.stride) as isize + (BLOCK * cached.stride) as isize;
-    let size = size_of::<T>();
-    Keys { first, stride: cached.stride, ahead: (start * size as isize, (to - from) * size) }
+    // The same key of the next block.
+    let [next, len] = [BLOCK * cached.stride, cached.head_dim].map(|n| n * size_of::<T>());
+    Keys { first, stride: cached.stride, ahead: (next as isize, len) }
 }
 
-/// Takes a block into a tile row by row.
+/// Keys that are taken for all heads before those after them.
+const STRETCH: usize = 16;
+
+/// Takes a block into tiles row by row: of heads that lie beside each other in `k` and `v`, a stretch of keys at a time, so
+/// that memory is read in its order.
 ///
 /// # Safety
 /// Of [`Vector::call`]; a tile's slices have the sizes that `new` gave them, no query sees keys past `hi`, and keys
-/// from `lo` to `hi` have `width` values.
+/// from `lo` to `hi` have the widths of all tiles.
 unsafe fn by_rows<V: Vector, T: Stored>(
-    tile: &mut Tile<'_>,
+    tiles: &mut [Tile<'_>],
     seen: &[Seen],
     scoring: Scoring,
     [lo, hi]: [usize; 2],
@@ -352,9 +364,22 @@ unsafe fn by_rows<V: Vector, T: Stored>(
 ) {
     // SAFETY: this function's contract.
     unsafe {
-        V::call(ScoreRows { tile: &mut *tile, k, lo, hi });
-        V::call(SoftmaxRows { tile: &mut *tile, seen, scoring });
-        V::call(Weigh { tile, seen, v });
+        for lo in (lo..hi).step_by(STRETCH) {
+            for (i, tile) in tiles.iter_mut().enumerate() {
+                let k = k.head(i, tile.width);
+                V::call(ScoreRows { tile, k, lo, hi: hi.min(lo + STRETCH) });
+            }
+        }
+        for tile in &mut *tiles {
+            V::call(SoftmaxRows { tile: &mut *tile, seen, scoring });
+            V::call(Shrink { tile });
+        }
+        for lo in (lo..hi).step_by(STRETCH) {
+            for (i, tile) in tiles.iter_mut().enumerate() {
+                let v = v.head(i, tile.v_width);
+                V::call(Weigh { tile, seen, v, keys: [lo, hi.min(lo + STRETCH)] });
+            }
+        }
     }
 }
 

@@ -42,6 +42,7 @@ unsafe fn stamped_vnni<K: Kernel>(kernel: K) -> K::Output {
 impl<const VNNI: bool> Vector for Avx2<VNNI> {
     type F = F;
     type I = I;
+    type Base = Avx2<false>;
 
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
         if VNNI { stamped_vnni(kernel) } else { stamped(kernel) }

@@ -41,6 +41,7 @@ unsafe fn stamped_bf16<K: Kernel>(kernel: K) -> K::Output {
 impl<const BF16: bool> Vector for Avx512<BF16> {
     type F = __m512;
     type I = __m512i;
+    type Base = Avx512<false>;
     const BF16: bool = BF16;
 
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {

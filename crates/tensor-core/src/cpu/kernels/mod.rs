@@ -58,14 +58,14 @@ const fn table<V: Vector>(name: &'static str) -> Kernels {
     Kernels {
         name,
         bf16: V::BF16,
-        rearrange: rearrange::rearrange::<V>,
-        panel: panel::build::<V>,
-        read: read::read::<V>,
+        rearrange: rearrange::rearrange::<V::Base>,
+        panel: panel::build::<V::Base>,
+        read: read::read::<V::Base>,
         multiply: matmul::multiply::<V>,
         tiles: None,
-        attention: attention::Attention::of::<V>(),
-        elementwise: elementwise::Elementwise::of::<V>(),
-        recurrent: recurrent::Recurrences::of::<V>(),
+        attention: attention::Attention::of::<V::Base>(),
+        elementwise: elementwise::Elementwise::of::<V::Base>(),
+        recurrent: recurrent::Recurrences::of::<V::Base>(),
     }
 }
 
@@ -83,6 +83,8 @@ static AVX512: [Kernels; 3] = [
             emit: tiles::emit::<avx512::Avx512<true>>,
             strips: amx::strips,
         }),
+        // Splits values into bfloat16 for the tile registers.
+        attention: attention::Attention::of::<avx512::Avx512<true>>(),
         ..table::<avx512::Avx512<true>>("avx512-amx")
     },
 ];

@@ -38,6 +38,7 @@ type I = [int32x4_t; 4];
 impl<const DOT: u8> Vector for Neon<DOT> {
     type F = F;
     type I = I;
+    type Base = Neon<BASE>;
 
     // NEON belongs to every aarch64 target that has floats, so there is nothing to enable here.
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {

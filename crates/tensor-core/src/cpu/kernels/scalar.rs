@@ -1,4 +1,6 @@
 //! Vectors of plain arrays: the definition of every operation, and the fallback of every processor.
+//!
+//! What is sixteen calls or many instructions is a function, not inlined: it was half of the crate's code, at no gain.
 
 use half::{bf16, f16};
 
@@ -33,6 +35,7 @@ fn fold(mut a: F, f: impl Fn(f32, f32) -> f32) -> f32 {
 impl Vector for Scalar {
     type F = F;
     type I = I;
+    type Base = Self;
 
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
         kernel.run::<Self>()
@@ -50,11 +53,11 @@ impl Vector for Scalar {
     unsafe fn store(p: *mut f32, x: F) {
         p.cast::<F>().write_unaligned(x);
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn load_f16(p: *const u16) -> F {
         p.cast::<[u16; LANES]>().read_unaligned().map(|x| f16::from_bits(x).to_f32())
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn store_f16(p: *mut u16, x: F) {
         p.cast::<[u16; LANES]>().write_unaligned(x.map(|x| f16::from_f32(x).to_bits()));
     }
@@ -62,7 +65,7 @@ impl Vector for Scalar {
     unsafe fn load_bf16(p: *const u16) -> F {
         p.cast::<[u16; LANES]>().read_unaligned().map(|x| bf16::from_bits(x).to_f32())
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn store_bf16(p: *mut u16, x: F) {
         p.cast::<[u16; LANES]>().write_unaligned(x.map(|x| bf16::from_f32(x).to_bits()));
     }
@@ -82,7 +85,7 @@ impl Vector for Scalar {
     unsafe fn div(a: F, b: F) -> F {
         map2(a, b, |a, b| a / b)
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn fma(a: F, b: F, c: F) -> F {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
@@ -110,7 +113,7 @@ impl Vector for Scalar {
     unsafe fn from_bits(a: I) -> F {
         a.map(|x| f32::from_bits(x as u32))
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn round(a: F) -> I {
         a.map(|x| x.round_ties_even() as i32)
     }
@@ -154,11 +157,11 @@ impl Vector for Scalar {
     unsafe fn shr(a: I, n: u32) -> I {
         a.map(|x| (x as u32 >> n) as i32)
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn lookup(table: &[u8; 16], codes: I) -> I {
         codes.map(|x| i32::from_ne_bytes(x.to_ne_bytes().map(|c| table[usize::from(c & 15)])))
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn dot_u8(acc: I, w: I, x: I) -> I {
         std::array::from_fn(|i| {
             let (w, x) = (w[i].to_ne_bytes(), x[i].to_ne_bytes());

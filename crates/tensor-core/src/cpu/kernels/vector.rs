@@ -34,6 +34,8 @@ pub(crate) trait Vector: Copy + 'static {
     type F: Copy;
     /// 16 words of 32 bits.
     type I: Copy;
+    /// The instruction set without its dot products: the same to every kernel that has none.
+    type Base: Vector;
     /// Whether [`dot_bf16`](Self::dot_bf16) is an instruction.
     const BF16: bool = false;
 

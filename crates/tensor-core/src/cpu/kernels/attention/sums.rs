@@ -4,19 +4,16 @@ use super::rows::{Stored, prefetch};
 use super::{BLOCK, Keys, Seen, State, Tile, first};
 use crate::cpu::kernels::vector::{Kernel, LANES, Vector, is_wide};
 
-/// Weighted values into `o`.
-pub(super) struct Weigh<'t, 'a, T> {
+/// What was summed before the block, by its weights after it.
+pub(super) struct Shrink<'t, 'a> {
     pub(super) tile: &'t mut Tile<'a>,
-    pub(super) seen: &'t [Seen],
-    pub(super) v: Keys<T>,
 }
 
-impl<T: Stored> Kernel for Weigh<'_, '_, T> {
+impl Kernel for Shrink<'_, '_> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let Self { tile, seen, v } = self;
-        let width = tile.v_width;
+        let (width, tile) = (self.tile.v_width, self.tile);
         for row in 0..tile.rows() {
             let shrink = tile.shrink[row];
             if shrink != 1.0 {
@@ -29,19 +26,37 @@ impl<T: Stored> Kernel for Weigh<'_, '_, T> {
                 }
             }
         }
+    }
+}
+
+/// Weighted values of keys `keys[0]..keys[1]` into `o`.
+pub(super) struct Weigh<'t, 'a, T> {
+    pub(super) tile: &'t mut Tile<'a>,
+    pub(super) seen: &'t [Seen],
+    pub(super) v: Keys<T>,
+    pub(super) keys: [usize; 2],
+}
+
+impl<T: Stored> Kernel for Weigh<'_, '_, T> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Self { tile, seen, v, keys: [from, to] } = self;
         // Keys that all queries see are weighed for all rows at once. Those at the edges of the mask are weighed
         // for the queries that see them: a weight of 0 would not do, it does not hide an infinite value.
-        let lo = seen.iter().map(|s| s.lo).max().unwrap_or(0);
-        let hi = seen.iter().map(|s| s.hi).min().unwrap_or(0);
-        let (lo, hi) = if lo < hi { (lo, hi) } else { (BLOCK, BLOCK) };
+        let lo = seen.iter().map(|s| s.lo).max().unwrap_or(0).max(from);
+        let hi = seen.iter().map(|s| s.hi).min().unwrap_or(0).min(to);
+        let (lo, hi) = if lo < hi { (lo, hi) } else { (to, to) };
         // SAFETY: the contract of `run`; rows and keys are within the tile.
         unsafe {
             for (i, s) in seen.iter().enumerate() {
-                weigh::<V, T>(tile, v, [i * tile.group, (i + 1) * tile.group], [s.lo, s.hi.min(lo)]);
+                let rows = [i * tile.group, (i + 1) * tile.group];
+                weigh::<V, T>(tile, v, rows, [s.lo.max(from), s.hi.min(lo)]);
             }
             weigh::<V, T>(tile, v, [0, tile.rows()], [lo, hi]);
             for (i, s) in seen.iter().enumerate() {
-                weigh::<V, T>(tile, v, [i * tile.group, (i + 1) * tile.group], [s.lo.max(hi), s.hi]);
+                let rows = [i * tile.group, (i + 1) * tile.group];
+                weigh::<V, T>(tile, v, rows, [s.lo.max(hi), s.hi.min(to)]);
             }
         }
     }
