@@ -18,6 +18,8 @@ use crate::Result;
 pub(super) const ARCHITECTURE: &str = "sm_90";
 /// Multiprocessors of such a card.
 const PROCESSORS: usize = 132;
+/// Lengths of sequences that are kept on the device: twice as many as a call takes.
+const LENGTHS: usize = 16;
 /// Bytes of shared memory that a block can have there.
 const SHARED_MEMORY: usize = 227 << 10;
 
@@ -48,8 +50,8 @@ enum Constant<'a> {
     Bool(bool),
     /// A pointer to nothing, of a type: an input that there is not.
     Null(&'static str),
-    /// Inputs of floats, as an array of pointers.
-    Inputs(&'a [CString]),
+    /// Inputs of a type, as an array of pointers.
+    Inputs(&'static str, &'a [CString]),
 }
 
 /// Everything about a call but its inputs.
@@ -142,14 +144,19 @@ fn with_constants(constants: &[(&CStr, Constant<'_>)], body: &CStr) -> CString {
             Constant::Int(n) => format!("constexpr int {name} = {n};\n"),
             Constant::Bool(b) => format!("constexpr bool {name} = {b};\n"),
             Constant::Null(t) => format!("constexpr const {t}* {name} = nullptr;\n"),
-            Constant::Inputs(names) => {
+            Constant::Inputs(t, names) => {
                 let names: Vec<_> = names.iter().map(|name| name.to_string_lossy()).collect();
-                format!("const float* const {name}[] = {{{}}};\n", names.join(", "))
+                format!("const {t}* const {name}[] = {{{}}};\n", names.join(", "))
             }
         };
     }
     text += &body.to_string_lossy();
     CString::new(text).unwrap_or_default()
+}
+
+/// `n` names of inputs.
+fn numbered(name: &str, n: usize) -> Vec<CString> {
+    (0..n).map(|i| CString::new(format!("{name}{i}")).unwrap_or_default()).collect()
 }
 
 /// A source without comments and indentation.
@@ -227,10 +234,11 @@ pub(super) struct Matvec {
     pub residual: bool,
 }
 
-/// Attention of one token.
+/// Attention of a token of each of a few sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Attend {
     pub dtype: Dtype,
+    pub sequences: usize,
     pub head: usize,
     pub heads: usize,
     pub kv_heads: usize,
@@ -268,20 +276,22 @@ pub(super) struct Kernels {
     /// And what merges the parts of each.
     attend: Mutex<HashMap<Attend, (Launch, Launch)>>,
     draw: Mutex<HashMap<Draw, Launch>>,
-    length: Mutex<Option<(usize, Array)>>,
+    /// The latest lengths.
+    lengths: Mutex<Vec<(usize, Array)>>,
 }
 
 impl Kernels {
-    /// `n` on the device: all layers of a step ask for the same.
+    /// `n` on the device: all layers of a step ask for the same few.
     pub(super) fn length(&self, n: usize) -> Result<Array> {
-        let mut known = self.length.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((have, array)) = &*known
-            && *have == n
-        {
+        let mut known = self.lengths.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, array)) = known.iter().find(|(have, _)| *have == n) {
             return Ok(array.clone());
         }
+        if known.len() == LENGTHS {
+            known.remove(0);
+        }
         let array = Array::from_slice(&[dim(n)?], &[1]);
-        *known = Some((n, array.clone()));
+        known.push((n, array.clone()));
         Ok(array)
     }
 
@@ -307,14 +317,14 @@ impl Kernels {
         Ok(ids)
     }
 
-    /// `inputs` in the order of `attend_body.cu`; what attention gives, and the key and value that it wrote.
-    pub(super) fn attend(&self, what: Attend, inputs: &[&Array; 6]) -> Result<[Array; 2]> {
+    /// `inputs` in the order of `attend_body.cu`; what attention gives, and the keys and values that it wrote.
+    pub(super) fn attend(&self, what: Attend, inputs: &[Array]) -> Result<[Array; 2]> {
         let mut known = self.attend.lock().unwrap_or_else(PoisonError::into_inner);
         let (attend, merge) = match known.entry(what) {
             Entry::Occupied(there) => there.into_mut(),
             Entry::Vacant(new) => new.insert((what.launch()?, what.merge()?)),
         };
-        let [out, rows] = attend.apply(inputs.iter().copied())?;
+        let [out, rows] = attend.apply(inputs.iter())?;
         if what.splits == 1 {
             return Ok([out, rows]);
         }
@@ -476,7 +486,7 @@ impl Draw {
                 (c"T", Constant::Type(self.dtype)),
                 (c"VOCAB", int(self.vocab)?),
                 (c"THREADS", int(Self::THREADS)?),
-                (c"pairs", Constant::Inputs(&pairs)),
+                (c"pairs", Constant::Inputs("float", &pairs)),
             ],
         })
     }
@@ -495,18 +505,20 @@ impl Attend {
         }
     }
 
-    /// What attention gives: a row, or parts of it.
+    /// What attention gives: a row for each sequence, or parts of it.
     fn out(self) -> Result<[(&'static CStr, [i32; 2], Dtype); 2]> {
-        let (width, kv) = (self.heads * self.head, dim(self.kv_heads * self.head)?);
+        let (n, width, kv) = (self.sequences, self.heads * self.head, dim(self.kv_heads * self.head)?);
         let out = match self.splits {
-            1 => (c"out", [1, dim(width)?], self.dtype),
-            n => (c"out", [dim(n)?, dim(width + 2 * self.heads)?], Dtype::Float32),
+            1 => (c"out", [dim(n)?, dim(width)?], self.dtype),
+            splits => (c"out", [dim(splits)?, dim(n * (width + 2 * self.heads))?], Dtype::Float32),
         };
-        Ok([out, (c"rows", [2, kv], self.dtype)])
+        Ok([out, (c"rows", [dim(2 * n)?, kv], self.dtype)])
     }
 
     fn launch(self) -> Result<Launch> {
         let int = |n: usize| dim(n).map(Constant::Int);
+        let of_sequences = ["keys", "values", "length", "after"].map(|name| numbered(name, self.sequences));
+        let [keys, values, lengths, _] = &of_sequences;
         let constants = [
             (c"T", Constant::Type(self.dtype)),
             (c"HEAD", int(self.head)?),
@@ -517,16 +529,23 @@ impl Attend {
             (c"WARPS", int(Self::WARPS)?),
             (c"SPLIT", Constant::Bool(self.splits > 1)),
             (c"SCALE", Constant::Int(self.scale as i32)),
+            (c"keys", Constant::Inputs("T", keys)),
+            (c"values", Constant::Inputs("T", values)),
+            (c"lengths", Constant::Inputs("int", lengths)),
         ];
+        let mut inputs = vec![c"qkv", c"inv_freq"];
+        inputs.extend(
+            (0..self.sequences).flat_map(|i| of_sequences.iter().map(move |names| names[i].as_c_str())),
+        );
         let [header, body] = &*ATTEND;
         Launch::new(&Call {
             name: c"attend",
-            inputs: &[c"qkv", c"keys", c"values", c"inv_freq", c"length", c"after"],
+            inputs: &inputs,
             header,
             body,
             shared_memory: 0,
             threads: 32 * Self::WARPS,
-            blocks: [self.heads, self.splits],
+            blocks: [self.sequences * self.heads, self.splits],
             out: &self.out()?.each_ref().map(|(name, shape, dtype)| (*name, &shape[..], *dtype)),
             constants: &constants,
         })
@@ -543,12 +562,12 @@ impl Attend {
             body,
             shared_memory: 0,
             threads: self.head,
-            blocks: [self.heads, 1],
-            out: &[(c"out", &[1, dim(self.heads * self.head)?], self.dtype)],
+            blocks: [self.sequences * self.heads, 1],
+            out: &[(c"out", &[dim(self.sequences)?, dim(self.heads * self.head)?], self.dtype)],
             constants: &[
                 (c"T", Constant::Type(self.dtype)),
                 (c"HEAD", int(self.head)?),
-                (c"HEADS", int(self.heads)?),
+                (c"HEADS", int(self.sequences * self.heads)?),
                 (c"SPLITS", int(self.splits)?),
             ],
         })

@@ -10,11 +10,11 @@ use smallvec::SmallVec;
 use super::cuda::{Attend, Draw, Matvec, Prologue};
 use super::tensor::{Asked, Buffer, Columns, Turn, Written};
 use super::weight::{Matrix, MlxWeight, dims};
-use super::{Mlx, MlxTensor, dim};
+use super::{Mlx, MlxTensor};
 use crate::{Activation, AttnParams, AttnSpan, Batch, Input, Pairing, Result, Rope, Sampling};
 
-/// Rows that a fused product takes at most.
-const ROWS: usize = 8;
+/// Rows that a fused product takes at most, and sequences that a fused attention does.
+pub(super) const ROWS: usize = 8;
 /// Pairs of a row and an expert that a fused product takes at most.
 const PAIRS: usize = 64;
 /// Rows of logits that are drawn from in one kernel, at most: each number of them is one of its own.
@@ -123,50 +123,99 @@ impl Mlx {
         self.0.kernels.draw(what, logits, &numbers).map(Some)
     }
 
-    /// The columns of `x` as `rope` turns them, if they are of one row and not turned yet.
+    /// The columns of `x` as `rope` turns them, if they are columns and not turned yet.
     pub(super) fn turned(&self, x: &MlxTensor, rope: &Rope, batch: &Batch) -> Result<Option<Columns>> {
-        let (Some(columns), [position]) = (x.columns(), batch.positions()) else { return Ok(None) };
+        let Some(columns) = x.columns() else { return Ok(None) };
         if columns.turn.is_some() || rope.scale != 1.0 {
             return Ok(None);
         }
-        let turn = Turn { rope: self.0.ropes.shared(rope)?, position: *position as usize };
+        let turn =
+            Turn { rope: self.0.ropes.shared(rope)?, positions: SmallVec::from_slice(batch.positions()) };
         Ok(Some(Columns { turn: Some(turn), ..columns.clone() }))
     }
 
-    /// `x: [1, heads * head_dim]` turned by MLX.
-    pub(super) fn turn_row(&self, x: &Array, turn: &Turn) -> Result<Array> {
-        let Turn { rope, position } = turn;
+    /// `x: [rows, heads * head_dim]` turned by MLX.
+    pub(super) fn turn_rows(&self, x: &Array, turn: &Turn) -> Result<Array> {
+        let Turn { rope, positions } = turn;
         match self.dtype() {
-            Dtype::Float32 => self.0.ropes.exact(x, rope, &[*position as u32]),
-            _ => self.0.ropes.fast_row(x, rope, *position),
+            Dtype::Float32 => self.0.ropes.exact(x, rope, positions),
+            _ => self.0.ropes.fast_rows(x, rope, positions),
         }
     }
 
-    /// [`Backend::attention`](crate::Backend::attention) of one token, with the rotation of its query and key and the
-    /// writes that were asked for, in one kernel.
+    /// [`Backend::attention`](crate::Backend::attention) of a token of each of a few sequences, with the rotation of their
+    /// queries and keys and the writes that were asked for, in one kernel.
     pub(super) fn fused_attention(
         &self,
         q: &MlxTensor,
-        span: &AttnSpan<'_, MlxTensor>,
+        spans: &[AttnSpan<'_, MlxTensor>],
         p: &AttnParams,
     ) -> Result<Option<MlxTensor>> {
-        if !self.fuses() || std::ptr::eq(span.k, span.v) {
+        let Some(query) = q.columns() else { return Ok(None) };
+        if !self.fuses() || spans.is_empty() || spans.len() != q.shape()[0] {
             return Ok(None);
         }
-        let (Some(query), Some(mut keys), Some(mut values)) = (q.columns(), span.k.buffer(), span.v.buffer())
-        else {
-            return Ok(None);
-        };
-        let Some(turn) = self.turn_of_token(query, [&keys, &values], span, p) else { return Ok(None) };
-        let at = span.layout.len - 1;
+        let mut buffers: SmallVec<[_; 1]> = SmallVec::new();
+        for (i, span) in spans.iter().enumerate() {
+            if std::ptr::eq(span.k, span.v) || span.rows != (i..i + 1) {
+                return Ok(None);
+            }
+            let (Some(keys), Some(values)) = (span.k.buffer(), span.v.buffer()) else { return Ok(None) };
+            if self.turn_of_token(&query.row(i), [&keys, &values], span, p).is_none() {
+                return Ok(None);
+            }
+            buffers.push([keys, values]);
+        }
+        let Some(turn) = &query.turn else { return Ok(None) };
         let asks = self.0.evals.load(Ordering::Relaxed) + self.0.submits.load(Ordering::Relaxed);
+        for ([keys, values], span) in buffers.iter_mut().zip(spans) {
+            self.make_room([keys, values], span, asks)?;
+        }
+        let lengths: SmallVec<[usize; 1]> = spans.iter().map(|span| span.layout.len - 1).collect();
+        let longest = lengths.iter().copied().max().unwrap_or_default();
+        let what = Attend {
+            dtype: self.dtype(),
+            sequences: spans.len(),
+            head: p.head_dim,
+            heads: p.heads,
+            kv_heads: p.kv_heads,
+            pairs: turn.rope.inv_freq.len(),
+            halves: turn.rope.pairing == Pairing::Halves,
+            scale: p.scale.to_bits(),
+            splits: Attend::splits(p.heads * spans.len(), longest),
+        };
+        let mut inputs: SmallVec<[Array; 8]> = SmallVec::new();
+        inputs.extend([query.of.clone(), self.0.ropes.rates(&turn.rope)?]);
+        for ([keys, values], length) in buffers.iter().zip(&lengths) {
+            let after = keys.written.as_ref().map_or(&query.of, |written| &written.rows);
+            let length = self.0.kernels.length(*length)?;
+            inputs.extend([keys.array.clone(), values.array.clone(), length, after.clone()]);
+        }
+        let [out, rows] = self.0.kernels.attend(what, &inputs)?;
+        let call = Arc::new(());
+        for (which, (buffer, at)) in
+            buffers.iter_mut().flatten().zip(lengths.iter().flat_map(|at| [*at; 2])).enumerate()
+        {
+            buffer.written = Some(Written { at, rows: rows.clone(), which, call: Arc::clone(&call), asks });
+        }
+        Ok(Some(MlxTensor::shaped(out, [spans.len(), p.q_dim()])))
+    }
+
+    /// Makes the row that was asked for the kernel's to write.
+    fn make_room(
+        &self,
+        [keys, values]: [&mut Buffer; 2],
+        span: &AttnSpan<'_, MlxTensor>,
+        asks: usize,
+    ) -> Result<()> {
+        let at = span.layout.len - 1;
         // Kernels before this one wrote both or neither. What they wrote counts as there once it is under way.
         let chained = match (&keys.written, &values.written) {
             (None, None) => true,
             (Some(k), Some(v)) => Arc::ptr_eq(&k.call, &v.call) && k.asks != asks,
             _ => false,
         };
-        for (buffer, shape) in [(&mut *keys, span.k.shape()), (&mut *values, span.v.shape())] {
+        for (buffer, shape) in [(keys, span.k.shape()), (values, span.v.shape())] {
             let Some(Asked { row, .. }) = buffer.asked.take() else { continue };
             if !chained || buffer.read_to > at {
                 buffer.settle(shape, self)?;
@@ -177,25 +226,7 @@ impl Mlx {
                 buffer.update(at, &row, 1, shape)?;
             }
         }
-        let what = Attend {
-            dtype: self.dtype(),
-            head: p.head_dim,
-            heads: p.heads,
-            kv_heads: p.kv_heads,
-            pairs: turn.rope.inv_freq.len(),
-            halves: turn.rope.pairing == Pairing::Halves,
-            scale: p.scale.to_bits(),
-            splits: Attend::splits(p.heads, at),
-        };
-        let (rates, length) = (self.0.ropes.rates(&turn.rope)?, self.0.kernels.length(at)?);
-        let after = keys.written.as_ref().map_or(&query.of, |written| &written.rows);
-        let inputs = [&query.of, &keys.array, &values.array, &rates, &length, after];
-        let [out, rows] = self.0.kernels.attend(what, &inputs)?;
-        let call = Arc::new(());
-        for (which, buffer) in [&mut *keys, &mut *values].into_iter().enumerate() {
-            buffer.written = Some(Written { at, rows: rows.clone(), which, call: Arc::clone(&call), asks });
-        }
-        Ok(Some(MlxTensor::shaped(out, [1, p.q_dim()])))
+        Ok(())
     }
 
     /// The rotation of a token's query and key, if the kernel takes them: queries, keys and values are the columns of one
@@ -212,18 +243,20 @@ impl Mlx {
         let (turn, len) = (query.turn.as_ref()?, span.layout.len);
         let window = p.narrower(span.window).into_iter().chain(p.chunk).min().unwrap_or(usize::MAX);
         let in_order = span.layout.keep == 0 && len <= span.layout.ring && window >= len;
-        let one_row = Arc::ptr_eq(&query.row, &key.row)
-            && Arc::ptr_eq(&query.row, &value.row)
+        let same = |x: &Columns| Arc::ptr_eq(&query.whole, &x.whole) && query.rows == x.rows;
+        let one_row = same(key)
+            && same(value)
             && value.turn.is_none()
             && [query.from, key.from, value.from] == [0, p.q_dim(), p.q_dim() + p.k_dim()]
             && query.of.dim(1) as usize == p.q_dim() + p.k_dim() + p.v_dim();
-        let latest = [*at, *value_at, turn.position].iter().all(|position| position + 1 == len)
+        let latest = [*at, *value_at].iter().all(|position| position + 1 == len)
+            && turn.positions[..] == [*at as u32]
             && key.turn.as_ref().is_some_and(|key| turn.is(key));
         let heads = [64, 128, 256].contains(&p.head_dim)
             && [turn.rope.head_dim, p.v_head_dim] == [p.head_dim; 2]
             && p.softcap.is_none();
         let typed = [&query.of, &keys.array, &values.array].iter().all(|x| x.dtype() == self.dtype());
         let several = span.k.shape()[0] > 1 && span.v.shape()[0] > 1;
-        (typed && in_order && one_row && latest && heads && several && span.rows == (0..1)).then_some(turn)
+        (typed && in_order && one_row && latest && heads && several).then_some(turn)
     }
 }

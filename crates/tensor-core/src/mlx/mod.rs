@@ -391,14 +391,14 @@ impl Backend for Mlx {
             return Err(shape("attention sinks", [1, sinks.size()], [1, p.heads]));
         }
         spans.iter().try_for_each(|s| check_span(q, s, p))?;
+        if sinks.is_none()
+            && let Some(y) = self.fused_attention(q, spans, p)?
+        {
+            return Ok(y);
+        }
         if let [span] = spans
             && span.rows == (0..t)
         {
-            if sinks.is_none()
-                && let Some(y) = self.fused_attention(q, span, p)?
-            {
-                return Ok(y);
-            }
             return attention::attention(self, &*q.array(self)?, span, (p, sinks)).map(MlxTensor::from);
         }
         let q = q.array(self)?;
@@ -471,16 +471,16 @@ impl Backend for Mlx {
         if all != d {
             return Err(shape("split_cols", [t, d], [t, all]));
         }
-        // Columns of one row wait until somebody needs them as an array.
-        let row = (t == 1).then(|| Arc::new(()));
+        // Columns of a few rows wait until somebody needs them as an array.
+        let whole = (1..=fusion::ROWS).contains(&t).then(|| Arc::new(()));
         let (from_one, of) = (x.columns().is_none(), x.array(self)?);
         let mut at = 0;
         let mut parts = [const { None }; N];
         for (part, width) in parts.iter_mut().zip(widths) {
-            *part = Some(match &row {
-                Some(row) if from_one => {
-                    let columns =
-                        Columns { of: of.clone().into_owned(), row: Arc::clone(row), from: at, turn: None };
+            *part = Some(match &whole {
+                Some(whole) if from_one => {
+                    let (of, whole) = (of.clone().into_owned(), Arc::clone(whole));
+                    let columns = Columns { of, whole, rows: 0..t, from: at, turn: None };
                     MlxTensor::of_columns(columns, [t, width])
                 }
                 _ => raw::slice(&of, [0, dim(at)?], [dim(t)?, dim(at + width)?])?.into(),
@@ -515,10 +515,10 @@ impl Backend for Mlx {
         if rows.is_empty() {
             return Ok(());
         }
-        if let Some(columns) = src.columns() {
-            return dst.ask(at, columns.clone(), self);
-        }
         let ([t, d], n) = (src.shape(), rows.len());
+        if let (Some(columns), 1) = (src.columns(), n) {
+            return dst.ask(at, columns.row(rows.start), self);
+        }
         let mut update = src.rows(rows.end, self)?;
         if n < t {
             update = Cow::Owned(raw::slice(&update, [dim(rows.start)?, 0], [dim(rows.end)?, dim(d)?])?);

@@ -154,26 +154,35 @@ impl Ropes {
         turned.reshape(&[t, d]).map_err(exception)
     }
 
-    /// One row through MLX's fused operation.
-    pub(super) fn fast_row(&self, x: &Array, rope: &Rope, position: usize) -> Result<Array> {
+    /// Rows at `positions` through MLX's fused operation.
+    pub(super) fn fast_rows(&self, x: &Array, rope: &Rope, positions: &[u32]) -> Result<Array> {
         let freqs = self.known(rope, |known| known.periods.clone())?;
-        stretched(turn(x, rope, &freqs, position)?, rope)
+        let turned = match positions {
+            [position] => turn(x, rope, &freqs, *position as usize)?,
+            _ => self.turn_each(x, rope, &freqs, positions)?,
+        };
+        stretched(turned, rope)
+    }
+
+    /// Each row of `x` by its own position.
+    fn turn_each(&self, x: &Array, rope: &Rope, freqs: &Array, positions: &[u32]) -> Result<Array> {
+        let ([t, d], head) = ([x.dim(0), x.dim(1)], dim(rope.head_dim)?);
+        let offsets = self.uploaded(positions)?;
+        let heads = x.reshape(&[t, d / head, 1, head]).map_err(exception)?;
+        let (dims, traditional) = geometry(rope)?;
+        let y = fast::rope_dynamic(&heads, dims, traditional, None, 1.0, &offsets, freqs);
+        y.and_then(|y| y.reshape(&[t, d])).map_err(exception)
     }
 
     /// Rows through MLX's fused operation, a call for each span, or one for all if each has one row.
     pub(super) fn fast(&self, x: &Array, rope: &Rope, batch: &Batch) -> Result<Array> {
         let freqs = self.known(rope, |known| known.periods.clone())?;
-        let [t, d] = [x.dim(0), x.dim(1)];
+        let d = x.dim(1);
         let spans = batch.spans();
         let turned = if let [span] = spans {
             turn(x, rope, &freqs, span.start)?
         } else if spans.iter().all(|s| s.rows.len() == 1) {
-            let head = dim(rope.head_dim)?;
-            let offsets = self.uploaded(batch.positions())?;
-            let heads = x.reshape(&[t, d / head, 1, head]).map_err(exception)?;
-            let (dims, traditional) = geometry(rope)?;
-            let y = fast::rope_dynamic(&heads, dims, traditional, None, 1.0, &offsets, &freqs);
-            y.and_then(|y| y.reshape(&[t, d])).map_err(exception)?
+            self.turn_each(x, rope, &freqs, batch.positions())?
         } else {
             let parts = spans.iter().map(|span| {
                 let (from, to) = (dim(span.rows.start)?, dim(span.rows.end)?);

@@ -2,9 +2,11 @@
 //! something else. Nothing is recorded before somebody needs it as an array.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlx_rs::Array;
+use smallvec::SmallVec;
 
 use super::{Mlx, dim, error, raw};
 use crate::{Result, Rope};
@@ -24,26 +26,27 @@ enum State {
     Buffer(Arc<Mutex<Buffer>>),
 }
 
-/// Columns from `from` on of the one row of `of`, rotated or not.
+/// Columns from `from` on of some rows of `of`, rotated or not.
 #[derive(Clone, Debug)]
 pub(super) struct Columns {
     pub of: Array,
-    /// Parts of the same row share it.
-    pub row: Arc<()>,
+    /// Parts of the same rows share it.
+    pub whole: Arc<()>,
+    pub rows: Range<usize>,
     pub from: usize,
     pub turn: Option<Turn>,
 }
 
-/// The rotation of a row at a position. The same frequencies are the same `rope`.
+/// The rotation of rows at positions. The same frequencies are the same `rope`.
 #[derive(Clone, Debug)]
 pub(super) struct Turn {
     pub rope: Arc<Rope>,
-    pub position: usize,
+    pub positions: SmallVec<[u32; 2]>,
 }
 
 impl Turn {
     pub(super) fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.rope, &other.rope) && self.position == other.position
+        Arc::ptr_eq(&self.rope, &other.rope) && self.positions == other.positions
     }
 }
 
@@ -59,11 +62,11 @@ pub(super) struct Asked {
 #[derive(Clone, Debug)]
 pub(super) struct Written {
     pub at: usize,
-    /// What is written, as the kernel returns it: `[2, cols]`, of a key and a value.
+    /// What is written, as the kernel returns it: `[2 * n, cols]`, a key and a value of each of `n` sequences.
     pub rows: Array,
     /// Which of them.
     pub which: usize,
-    /// The call, the same for both.
+    /// The call, the same for all of them.
     pub call: Arc<()>,
     /// How often MLX had been asked to compute by then.
     pub asks: usize,
@@ -149,7 +152,7 @@ impl MlxTensor {
         Ok(buffer.written.as_ref().map_or_else(|| buffer.array.clone(), |written| written.rows.clone()))
     }
 
-    /// `columns`, as many as `shape` has in its one row.
+    /// `columns`, as many as `shape` has.
     pub(super) fn of_columns(columns: Columns, shape: [usize; 2]) -> Self {
         Self { shape, state: State::Columns(columns) }
     }
@@ -162,7 +165,7 @@ impl MlxTensor {
         buffer.update(at, rows, n, shape)
     }
 
-    /// Row `at` becomes `row`, once somebody asks for it.
+    /// Row `at` becomes `row`, which is one, once somebody asks for it.
     pub(super) fn ask(&mut self, at: usize, row: Columns, be: &Mlx) -> Result<()> {
         let shape = self.shape;
         let buffer = self.writable(be)?;
@@ -198,11 +201,22 @@ fn lock(buffer: &Mutex<Buffer>) -> MutexGuard<'_, Buffer> {
 }
 
 impl Columns {
-    /// Records them: `[1, cols]`.
+    /// Those of row `i`.
+    pub(super) fn row(&self, i: usize) -> Self {
+        let at = self.rows.start + i;
+        let one = |turn: &Turn| Turn {
+            rope: Arc::clone(&turn.rope),
+            positions: SmallVec::from_elem(turn.positions[i], 1),
+        };
+        Self { rows: at..at + 1, turn: self.turn.as_ref().map(one), ..self.clone() }
+    }
+
+    /// Records them: `[rows, cols]`.
     pub(super) fn array(&self, cols: usize, be: &Mlx) -> Result<Array> {
-        let x = raw::slice(&self.of, [0, dim(self.from)?], [1, dim(self.from + cols)?])?;
+        let Range { start, end } = self.rows;
+        let x = raw::slice(&self.of, [dim(start)?, dim(self.from)?], [dim(end)?, dim(self.from + cols)?])?;
         match &self.turn {
-            Some(turn) => be.turn_row(&x, turn),
+            Some(turn) => be.turn_rows(&x, turn),
             None => Ok(x),
         }
     }

@@ -89,6 +89,24 @@ fn caches() {
     }
 }
 
+/// Sequences of different lengths that decode together, in changing company.
+#[test]
+fn batches() {
+    let random = &mut Random(79);
+    let exact = Cpu::builder().precision(Precision::Exact).build().unwrap();
+    let mlx = Mlx::builder().device(device()).build().unwrap();
+    let steps: [&[usize]; 7] = [&[0, 1, 2], &[0, 1, 2], &[0, 2], &[1], &[0, 1, 2], &[1, 2], &[0, 1, 2]];
+    for (format, starts) in [(BF16, [3, 1100, 40]), (BF16, [0, 1, 7]), (Format::Q8_0, [600, 2, 1])] {
+        let weights = weights(random, format);
+        let got = decode_together(&mlx, &weights, &starts, &steps);
+        compare(
+            &format!("{format} after {starts:?}"),
+            &got,
+            &decode_together(&exact, &weights, &starts, &steps),
+        );
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Event {
     /// The next token.
@@ -112,20 +130,38 @@ struct Layer<'a, B: Backend> {
 
 impl<B: Backend> Layer<'_, B> {
     /// The token at `position`.
-    fn token(&self, [k, v]: &mut [B::Tensor; 2], position: usize) -> [B::Tensor; 2] {
+    fn token(&self, cache: &mut [B::Tensor; 2], position: usize) -> [B::Tensor; 2] {
+        self.tokens(&mut [(cache, position)])
+    }
+
+    /// The tokens at positions of different sequences.
+    fn tokens(&self, sequences: &mut [(&mut [B::Tensor; 2], usize)]) -> [B::Tensor; 2] {
         let (be, p, [table, qkv, o, gain]) = (self.be, &PARAMS, &self.w);
         let mut batch = Batch::default();
-        batch.reset(position + 1);
-        batch.push(0, position, 1);
-        let x = be.embed(table, Ids::Host(&[(position as u32 * 3 + 1) % 40])).unwrap();
+        batch.reset(sequences.iter().map(|s| s.1 + 1).max().unwrap());
+        for (i, (_, position)) in sequences.iter().enumerate() {
+            batch.push(i, *position, 1);
+        }
+        let ids: Vec<u32> = batch.positions().iter().map(|position| (position * 3 + 1) % 40).collect();
+        let x = be.embed(table, Ids::Host(&ids)).unwrap();
         let norm = Input::RmsNorm { x: &x, w: gain, eps: 1e-5 };
         let all = be.project(norm, qkv, None, None).unwrap();
         let [q, key, value] = be.split_cols(all, [p.q_dim(), p.k_dim(), p.k_dim()]).unwrap();
-        let keys = Keys { x: &key, rope: Some((&self.rope, &batch)) };
-        be.write_keys(k, position, keys, 0..1).unwrap();
-        be.write_rows(v, position, &value, 0..1).unwrap();
+        for (i, ([k, v], position)) in sequences.iter_mut().enumerate() {
+            let keys = Keys { x: &key, rope: Some((&self.rope, &batch)) };
+            be.write_keys(k, *position, keys, i..i + 1).unwrap();
+            be.write_rows(v, *position, &value, i..i + 1).unwrap();
+        }
         let q = be.rope(q, &self.rope, &batch).unwrap();
-        let y = self.attend([k, v], &q, position + 1);
+        let spans: Vec<_> = sequences
+            .iter()
+            .enumerate()
+            .map(|(i, ([k, v], position))| {
+                let layout = KvLayout { len: position + 1, keep: 0, ring: be.shape(k)[0] };
+                AttnSpan { rows: i..i + 1, k, v, layout, sink: 0, window: None }
+            })
+            .collect();
+        let y = be.attention(&q, &spans, p, None).unwrap();
         let h = be.project(Input::Rows(&y), o, None, Some(x)).unwrap();
         let [gates, _] = be.split_cols(be.linear(&h, qkv, None).unwrap(), [2 * p.q_dim(), 0]).unwrap();
         let gated = Input::Gated { act: Activation::Silu, gate_up: &gates };
@@ -140,21 +176,32 @@ impl<B: Backend> Layer<'_, B> {
     }
 }
 
+impl<'a, B: Backend> Layer<'a, B> {
+    fn new(be: &'a B, weights: &[RawTensor<'_>; 4]) -> Self {
+        let inv_freq = (0..32).map(|i| 10_000f32.powf(-(i as f32) / 32.0)).collect();
+        let rope = Rope { head_dim: 64, inv_freq, scale: 1.0, pairing: Pairing::Halves };
+        let w = weights.each_ref().map(|raw| be.prepare(std::slice::from_ref(raw)).unwrap());
+        Self { be, w, rope }
+    }
+
+    /// Keys and values of `start` positions, and room for more.
+    fn cache(&self, random: &mut Random, start: usize) -> [B::Tensor; 2] {
+        [0, 1].map(|_| {
+            let (be, cols) = (self.be, PARAMS.k_dim());
+            let mut buffer = be.kv_buffer(start + 256, cols).unwrap();
+            if start > 0 {
+                let rows = tensor(be, &random.values(start * cols, 0.5), cols);
+                be.write_rows(&mut buffer, 0, &rows, 0..start).unwrap();
+            }
+            buffer
+        })
+    }
+}
+
 /// What comes out of a cache that has `start` positions first.
 fn decode<B: Backend>(be: &B, weights: &[RawTensor<'_>; 4], start: usize, events: &[Event]) -> Vec<f32> {
-    let (random, p) = (&mut Random(5), PARAMS);
-    let inv_freq = (0..32).map(|i| 10_000f32.powf(-(i as f32) / 32.0)).collect();
-    let rope = Rope { head_dim: 64, inv_freq, scale: 1.0, pairing: Pairing::Halves };
-    let w = weights.each_ref().map(|raw| be.prepare(std::slice::from_ref(raw)).unwrap());
-    let layer = Layer { be, w, rope };
-    let mut cache = [0, 1].map(|_| {
-        let mut buffer = be.kv_buffer(start + 256, p.k_dim()).unwrap();
-        if start > 0 {
-            let rows = tensor(be, &random.values(start * p.k_dim(), 0.5), p.k_dim());
-            be.write_rows(&mut buffer, 0, &rows, 0..start).unwrap();
-        }
-        buffer
-    });
+    let (random, p, layer) = (&mut Random(5), PARAMS, Layer::new(be, weights));
+    let mut cache = layer.cache(random, start);
     let queries = tensor(be, &random.values(2 * p.q_dim(), 0.5), p.q_dim());
     let (mut position, mut kept, mut out) = (start, None, Vec::new());
     for event in events {
@@ -174,6 +221,26 @@ fn decode<B: Backend>(be: &B, weights: &[RawTensor<'_>; 4], start: usize, events
     }
     if let Some((cache, len)) = &kept {
         out.extend(values(be, &layer.attend(cache.each_ref(), &queries, *len)));
+    }
+    out
+}
+
+/// What comes out of caches that have so many positions first, where sequences of each step take a token.
+fn decode_together<B: Backend>(
+    be: &B,
+    weights: &[RawTensor<'_>; 4],
+    starts: &[usize],
+    steps: &[&[usize]],
+) -> Vec<f32> {
+    let (random, layer) = (&mut Random(6), Layer::new(be, weights));
+    let mut caches: Vec<_> = starts.iter().map(|start| (layer.cache(random, *start), *start)).collect();
+    let mut out = Vec::new();
+    for step in steps {
+        let chosen = caches.iter_mut().enumerate().filter(|(i, _)| step.contains(i));
+        let mut sequences: Vec<_> = chosen.map(|(_, (cache, position))| (cache, *position)).collect();
+        let made = layer.tokens(&mut sequences);
+        made.iter().rev().for_each(|x| out.extend(values(be, x)));
+        step.iter().for_each(|i| caches[*i].1 += 1);
     }
     out
 }

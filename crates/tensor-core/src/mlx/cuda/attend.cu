@@ -1,11 +1,12 @@
-// Attention of one token to all that came before it, with the rotation of its query and key and the writes of its key
-// and value on the way; no prompts, no windows, no batches.
+// Attention of a token of each of a few sequences to all that came before it there, with the rotation of its query and key
+// and the writes of its key and value on the way; no prompts, no windows.
 //
 // This is the header of the custom kernel `attend`; its body is attend_body.cu, which lists inputs and constants.
 //
-// A block takes one query head, or an equal share of the positions before it (SPLIT), whose sums `merge` adds up. Lanes form groups of HEAD / 8: a lane has 8 values of a key or value, a group one
-// position at a time, AHEAD positions are loaded before the first is used. Each group has a softmax of its own; they are
-// merged at the end (online softmax: Milakov & Gimelshein 2018).
+// A block takes one query head of a sequence, or an equal share of the positions before it (SPLIT), whose sums `merge` adds
+// up. Lanes form groups of HEAD / 8: a lane has 8 values of a key or value, a group one position at a time, AHEAD positions
+// are loaded before the first is used. Each group has a softmax of its own; they are merged at the end (online softmax:
+// Milakov & Gimelshein 2018).
 
 namespace rillm {
 
@@ -74,12 +75,14 @@ struct Attend {
     return sum;
   }
 
-  // `Out` is T, or float for parts.
+  // `Out` is T, or float for parts. `all_qkv`, `out` and `all_rows` are those of all sequences.
   template <typename Out>
-  static __device__ void
-  run(const T* qkv, T* keys, T* values, const float* inv_freq, int length, float scale, Out* out, T* rows) {
+  static __device__ void run(
+      const T* all_qkv, T* keys, T* values, const float* inv_freq, int length, float scale, Out* out, T* all_rows) {
     __shared__ float most[GROUPS], total[GROUPS], sums[GROUPS][HEAD];
-    const int head = blockIdx.x, kv_head = head / (HEADS / KV_HEADS);
+    const int sequence = blockIdx.x / HEADS, head = blockIdx.x % HEADS, kv_head = head / (HEADS / KV_HEADS);
+    const T* qkv = all_qkv + sequence * (HEADS * HEAD + 2 * KV);
+    T* rows = all_rows + sequence * 2 * KV;
     const int lane = threadIdx.x % LANES, group = threadIdx.x / LANES, first = lane * 8;
     const int share = SPLIT ? (length + gridDim.y - 1) / gridDim.y : length;
     const int begin = SPLIT ? blockIdx.y * share : 0, end = SPLIT ? min(begin + share, length) : length;
@@ -147,14 +150,14 @@ struct Attend {
         sum += weight * sums[g][d];
       }
       if constexpr (SPLIT) {
-        Out* part = out + size_t(blockIdx.y) * HEADS * (HEAD + 2) + head * (HEAD + 2);
+        Out* part = out + (size_t(blockIdx.y) * gridDim.x + blockIdx.x) * (HEAD + 2);
         part[d] = sum;
         if (d == 0) {
           part[HEAD] = highest;
           part[HEAD + 1] = all;
         }
       } else {
-        out[head * HEAD + d] = Out(sum / all);
+        out[blockIdx.x * HEAD + d] = Out(sum / all);
       }
     }
   }

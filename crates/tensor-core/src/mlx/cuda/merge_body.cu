@@ -4,6 +4,6 @@
 // Input:
 //   parts  f32 [SPLITS, HEADS * (HEAD + 2)]
 // Output:
-//   out    T [1, HEADS * HEAD]
-// Constants: T, HEAD, HEADS, SPLITS. Threadgroup: (HEAD, 1, 1). Grid, in threads: (HEADS * HEAD, 1, 1).
+//   out    T [sequences, HEADS of one * HEAD]
+// Constants: T, HEAD, HEADS (of all sequences), SPLITS. Threadgroup: (HEAD, 1, 1). Grid, in threads: (HEADS * HEAD, 1, 1).
 rillm::merge<T, HEAD, HEADS, SPLITS>(parts, out);
