@@ -183,7 +183,7 @@ fn has_states(folder: &Path) -> bool {
     let config = std::fs::read_to_string(folder.join("config.json")).unwrap_or_default().to_lowercase();
     let words = ["mamba", "linear_", "conv", "recurrent", "rwkv"];
     let metadata = std::fs::read(folder.join("model.gguf")).unwrap_or_default();
-    let keys: [&[u8]; 2] = [b".ssm.state_size", b".shortconv.l_cache"];
+    let keys: [&[u8]; 4] = [b".ssm.state_size", b".shortconv.l_cache", b".wkv.head_size", b".kda.head_dim"];
     words.iter().any(|word| config.contains(word))
         || keys.iter().any(|key| metadata.windows(key.len()).any(|bytes| bytes == *key))
 }

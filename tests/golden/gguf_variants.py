@@ -31,6 +31,12 @@ FALCON = dict(num_hidden_layers=1, head_dim=8, mamba_d_ssm=64, mamba_n_heads=4, 
 FALCON_FACTORS = dict(embedding_multiplier=3.0, lm_head_multiplier=0.7, mlp_multipliers=[0.8, 1.3], key_multiplier=0.6, attention_out_multiplier=1.2, attention_in_multiplier=0.9, ssm_multipliers=[0.9, 1.1, 0.8, 1.2, 0.7], ssm_in_multiplier=1.1, ssm_out_multiplier=0.6)
 NEMOTRON_H = dict(hidden_size=32, intermediate_size=64, vocab_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16, ssm_state_size=16, mamba_num_heads=4, mamba_head_dim=16, n_groups=2, chunk_size=8, max_position_embeddings=256, layers_block_type=["mamba", "mlp", "attention"])
 MAMBA = dict(hidden_size=32, num_hidden_layers=2, vocab_size=96)
+JAMBA = dict(num_hidden_layers=3, attn_layer_period=3, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1, mamba_d_state=16)
+KIMI = dict(num_hidden_layers=2, layer_types=["linear_attention", "full_attention"], mlp_layer_types=["dense", "sparse"], num_key_value_heads=4, kv_lora_rank=32, q_lora_rank=None, qk_rope_head_dim=8, qk_nope_head_dim=32, v_head_dim=16, linear_head_dim=16, linear_num_heads=4, moe_intermediate_size=32)
+GEMMA4_MOE = dict(SMALL4, intermediate_size=32, num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"], hidden_size_per_layer_input=0, attention_k_eq_v=True, num_global_key_value_heads=1, enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=32)
+NEMOTRON_MOE = dict(NEMOTRON_H, layers_block_type=["mamba", "moe", "attention"], n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, moe_shared_expert_intermediate_size=64, routed_scaling_factor=2.5)
+# The factor of the models that were released; there is no key for it.
+MSCALE = 1.243163121016122
 
 def with_next(t):
     """Corrections of the choice, and a layer that predicts further tokens, as far as that is seen."""
@@ -115,13 +121,25 @@ CASES = {
     "mamba2": case("mamba2", dict(**MAMBA, state_size=16, head_dim=16, num_heads=4, n_groups=2, chunk_size=8), prompt_len=16),
     "mamba": case("mamba", dict(**MAMBA, state_size=8), prompt_len=16),
     "falcon-mamba": case("falcon_mamba", dict(**MAMBA, state_size=8), prompt_len=16),
+    # Four layers, so that one has no rope; the converter knows chunks of 8192 only.
+    "llama4": case("llama4_text", s(num_hidden_layers=4, head_dim=8, intermediate_size=32, intermediate_size_mlp=64, num_local_experts=4, interleave_moe_layer_step=2, rope_parameters=LLAMA3), prompt_len=16),
+    "gemma4-moe": case("gemma4_text", s(**GEMMA4_MOE), prompt_len=32),
+    "nemotron-h-moe": case("nemotron_h", dict(NEMOTRON_MOE, moe_latent_size=64), tensors=corrected, prompt_len=16),
+    "nemotron-h-moe-groups": case("nemotron_h", dict(NEMOTRON_MOE, n_group=2, topk_group=1, norm_topk_prob=False), tensors=corrected, prompt_len=16),
+    "phimoe": case("phimoe", s(**LOCAL, attention_bias=True, lm_head_bias=True, sliding_window=12), edit=dict(original_max_position_embeddings=256), prompt_len=32),
+    "phimoe-longrope": case("phimoe", s(**LOCAL, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=128, rope_parameters=longrope(original_max_position_embeddings=32, short_mscale=MSCALE, long_mscale=MSCALE)), prompt_len=20),
+    # The converter's is the one with SiLU.
+    "bitnet": case("bitnet", s(hidden_act="silu", tie_word_embeddings=True)),
+    "jamba": case("jamba", s(**JAMBA, num_experts=4), prompt_len=16),
+    "jamba-dense": case("jamba", s(**JAMBA, num_experts=1, num_experts_per_tok=1), prompt_len=16),
+    "kimi-linear": case("kimi_linear", s(**KIMI, num_local_experts=4, num_experts_per_tok=2), tensors=corrected, prompt_len=16),
 }
 
 # Their types; those that are not here have q8_0.
 TYPES = {
     **dict.fromkeys(list(CASES)[list(CASES).index("mixtral"):], "q4_0"), "olmoe": "q5_1", "ernie4-5-moe": "q5_0",
     # The quantizer knows the lite models by their 26 or 27 layers.
-    "gpt-oss": "mxfp4_moe", "deepseek-v2": "f16", "dots1": "q4_1", "falcon-h1": "q8_0",
+    "gpt-oss": "mxfp4_moe", "deepseek-v2": "f16", "dots1": "q4_1", "falcon-h1": "q8_0", "bitnet": "q8_0",
 }
 
 # base, the type of the matrices, and what `llama-quantize --tensor-type` gives to single ones.
@@ -150,4 +168,6 @@ GGUF_CASES = {
     "gguf-gemma2": dict(base="gemma2", type="q8_0"),
     "gguf-gemma3": dict(base="gemma3", type="q4_0"),
     **{f"gguf-{name}": dict(base=name, type=TYPES.get(name, "q8_0")) for name in list(CASES)[list(CASES).index("gemma4"):]},
+    # Its base is that of make_rwkv7_golden.py.
+    "gguf-rwkv7": dict(base="base-rwkv7", type="q4_0"),
 }

@@ -3,12 +3,12 @@
 
     python3 make_gguf_golden.py BASES OUT LLAMA_CPP QUANTIZE [NAME ...]
 
-BASES holds the checkpoints of `make_golden.py gguf_variants.py BASES`, LLAMA_CPP is a source tree of llama.cpp
+BASES holds the checkpoints of `make_golden.py gguf_variants.py BASES` and of `make_rwkv7_golden.py BASES`, LLAMA_CPP is a source tree of llama.cpp
 (convert_hf_to_gguf.py and conversion/), QUANTIZE its llama-quantize. Each OUT/NAME gets model.gguf and
 golden.safetensors as make_golden.py writes it: the matrices of the GGUF are dequantized, what the converter did to
 their layout is undone, and transformers computes with them. The vocabulary in the files is a placeholder.
 """
-import json, shutil, subprocess, sys, tempfile
+import json, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +43,31 @@ def spell(hparams):
     if kind == "granitemoehybrid":
         hparams["layer_types"] = [{"full_attention": "attention"}.get(kind, kind) for kind in hparams["layer_types"]]
     if kind == "nemotron_h":
-        letters = {"mamba": "M", "linear_attention": "M", "mlp": "-", "attention": "*", "full_attention": "*"}
+        letters = {"mamba": "M", "linear_attention": "M", "mlp": "-", "moe": "E", "attention": "*", "full_attention": "*"}
         hparams["hybrid_override_pattern"] = "".join(letters[kind] for kind in hparams.pop("layers_block_type", None) or hparams["layer_types"])
         hparams.update(rms_norm_eps=hparams["layer_norm_epsilon"], num_hidden_layers=len(hparams["hybrid_override_pattern"]))
-        for key in ("n_routed_experts", "n_group", "topk_group"):
-            hparams.pop(key, None)
-    if not hparams.get("num_local_experts") and kind in ("granitemoehybrid", "nemotron_h"):
+        if "E" not in hparams["hybrid_override_pattern"]:
+            for key in ("n_routed_experts", "n_group", "topk_group", "num_experts_per_tok"):
+                hparams.pop(key, None)
+    if not hparams.get("num_local_experts") and kind == "granitemoehybrid":
         hparams.pop("num_experts_per_tok", None)
+    if kind == "kimi_linear":
+        full = [i + 1 for i, kind in enumerate(hparams["layer_types"]) if kind == "full_attention"]
+        hparams["linear_attn_config"] = dict(full_attn_layers=full, head_dim=hparams["linear_head_dim"], num_heads=hparams["linear_num_heads"], short_conv_kernel_size=hparams["linear_conv_kernel_dim"])
+        hparams.update(first_k_dense_replace=hparams["mlp_layer_types"].count("dense"), moe_router_activation_func="sigmoid")
+        hparams.setdefault("num_shared_experts", hparams.get("n_shared_experts"))
+    if kind in ("rwkv7", "phimoe"):
+        hparams["architectures"] = [{"rwkv7": "RWKV7ForCausalLM", "phimoe": "PhiMoEForCausalLM"}[kind]]
+
+
+# Names as in the files on the hub, where transformers has others and saves them.
+HUB = {"attn_sub_norm": "inner_attn_ln", "ffn_sub_norm": "ffn_layernorm", **{f"block_sparse_moe.{part}_proj": f"mlp.{part}_proj" for part in ("gate", "up", "down")}}
+
+
+def on_the_hub(name):
+    for ours, theirs in HUB.items():
+        name = name.replace(ours, theirs)
+    return name
 
 
 def convert(src, out, kind):
@@ -66,9 +84,9 @@ def convert(src, out, kind):
         cls = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
         cls = getattr(cls, "Ministral3Model", cls)
 
-        def modify_tensors(self, *args):
+        def modify_tensors(self, tensor, name, bid):
             # stablelm's returns the tensors of head norms from a generator, which drops them.
-            dropped = yield from cls.modify_tensors(self, *args)
+            dropped = yield from cls.modify_tensors(self, tensor, on_the_hub(name), bid)
             yield from dropped or ()
 
         changes = {"set_vocab": placeholder_vocab, "model_arch": cls.model_arch, "modify_tensors": modify_tensors}
@@ -85,7 +103,7 @@ def unpermute(w, heads):
 
 
 # Whose queries and keys are permuted, and whose norms have one added.
-PERMUTED = {"llama", "granite", "granitemoe", "granitehybrid", "nemotron_h", "smollm3", "mistral3", "olmo"}
+PERMUTED = {"llama", "granite", "granitemoe", "granitehybrid", "nemotron_h", "nemotron_h_moe", "smollm3", "mistral3", "olmo"}
 SHIFTED = {"gemma", "gemma2", "gemma3", "nemotron", "qwen3next", "qwen35", "qwen35moe"}
 # What the files of an architecture hold besides parameters.
 ROPE = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
@@ -116,7 +134,10 @@ def turns(gate, up):
 # In a layer: what a mixture or latent attention has in other tensors, and how it is made of them.
 STACKS = {
     "experts.gate_up_proj": (("ffn_gate_exps.weight", "ffn_up_exps.weight"), lambda *t: np.concatenate(t, 1)),
+    "experts.up_proj": (("ffn_up_exps.weight",), lambda t: t),
     "experts.down_proj": (("ffn_down_exps.weight",), lambda t: t),
+    "router.scale": (("ffn_gate_inp.scale",), lambda t: t),
+    "router.per_expert_scale": (("ffn_down_exps.scale",), lambda t: t),
     "block_sparse_moe.input_linear.weight": (("ffn_gate_exps.weight", "ffn_up_exps.weight"), lambda *t: np.concatenate(t, 1)),
     "block_sparse_moe.output_linear.weight": (("ffn_down_exps.weight",), lambda t: t),
     "block_sparse_moe.router.layer.weight": (("ffn_gate_inp.weight",), lambda t: t),
@@ -127,12 +148,19 @@ STACKS = {
     "self_attn.sinks": (("attn_sinks.weight",), lambda t: t),
     "self_attn.kv_b_proj.weight": (("attn_k_b.weight", "attn_v_b.weight"), lambda k, v: np.concatenate([k.swapaxes(1, 2), v], 1).reshape(-1, k.shape[1])),
 }
+LLAMA4 = {
+    "experts.gate_up_proj": (("ffn_gate_exps.weight", "ffn_up_exps.weight"), lambda *t: np.concatenate(t, 1).swapaxes(1, 2)),
+    "experts.down_proj": (("ffn_down_exps.weight",), lambda t: t.swapaxes(1, 2)),
+}
+GEMMA4 = {"experts.gate_up_proj": (("ffn_gate_up_exps.weight",), lambda t: t)}
+KIMI = {"self_attn.conv1d.weight": (("ssm_conv1d_q.weight", "ssm_conv1d_k.weight", "ssm_conv1d_v.weight"), lambda *t: np.concatenate([w.reshape(-1, 1, w.shape[-1]) for w in t]))}
 GPT_OSS = {
     "experts.gate_up_proj": (("ffn_gate_exps.weight", "ffn_up_exps.weight"), lambda *t: turns(*t).swapaxes(1, 2)),
     "experts.gate_up_proj_bias": (("ffn_gate_exps.bias", "ffn_up_exps.bias"), turns),
     "experts.down_proj": (("ffn_down_exps.weight",), lambda t: t.swapaxes(1, 2)),
     "experts.down_proj_bias": (("ffn_down_exps.bias",), lambda t: t),
 }
+OWN = {"llama4": LLAMA4, "gemma4": GEMMA4, "kimi-linear": KIMI, "gpt-oss": GPT_OSS}
 
 
 # What modules with a state have in tensors of other shapes and names.
@@ -195,7 +223,7 @@ def from_stacks(arch, name, stored, config):
     if rest.endswith("in_proj_qkvz.weight"):
         keys = [f"blk.{layer}.attn_qkv.weight", f"blk.{layer}.attn_gate.weight"]
         return keys, by_key_head(*(stored[k] for k in keys), config)
-    for end, (parts, join) in {**STACKS, **STATES, **(GPT_OSS if arch == "gpt-oss" else {})}.items():
+    for end, (parts, join) in [*OWN.get(arch, {}).items(), *STACKS.items(), *STATES.items()]:
         if rest.endswith(end):
             keys = [f"blk.{layer}.{part}" for part in parts]
             if keys[0] not in stored:
@@ -239,8 +267,9 @@ def dequantized(path, model):
             short = f"{module}.weight"
         if short.endswith("layer_scalar"):
             short += ".weight"
-        if arch == "nemotron_h":
+        if arch.startswith("nemotron_h"):
             short = short.replace("model.", "backbone.", 1)
+        short = on_the_hub(short).replace("forget_gate.", "")
         key = names.get_name(short, try_suffixes=(".weight", ".bias"))
         used.add(key)
         w = stored[key][int(head.split(".")[0])] if head else stored[key]
@@ -250,6 +279,45 @@ def dequantized(path, model):
     left = {t for t in set(stored) - used - ROPE if not t.startswith(f"blk.{config.num_hidden_layers}.")}
     assert not left, left
     return out
+
+
+def from_rwkv7(name):
+    """The stored name of RWKV-7's parameter `name`, without the vectors that shift rows."""
+    layer, _, rest = name.removeprefix("model.layers.").partition(".")
+    low = re.fullmatch(r"attn\.(\w)_lora\.lora\.(.*)", rest)
+    if low:
+        rest = f"time_mix_{low[1]}{ {'0.weight': 1, '2.weight': 2, '2.bias': 0}[low[2]]}.weight"
+    module, _, kind = rest.rpartition(".")
+    inside = {
+        "attn_norm": "attn_norm", "ffn_norm": "attn_norm_2", "ffn.key": "channel_mix_key", "ffn.value": "channel_mix_value",
+        "attn.r_proj": "time_mix_receptance", "attn.k_proj": "time_mix_key", "attn.v_proj": "time_mix_value",
+        "attn.o_proj": "time_mix_output", "attn.g_norm": "time_mix_ln",
+    }
+    alone = {"attn.k_k": "time_mix_k_k", "attn.k_a": "time_mix_k_a", "attn.r_k": "time_mix_r_k", "ffn.x_k": "channel_mix_lerp_k"}
+    top = {"model.embeddings": "token_embd", "model.layers.0.pre_norm": "token_embd_norm", "model.norm": "output_norm", "lm_head": "output"}
+    whole, _, _ = name.rpartition(".")
+    if whole in top:
+        return f"{top[whole]}.{kind}"
+    return f"blk.{layer}." + (f"{inside[module]}.{kind}" if module in inside else f"{alone[rest]}.weight" if rest in alone else rest)
+
+
+def rwkv7(path, src):
+    """mlx-lm's model of the checkpoint with the weights of a GGUF."""
+    import gguf, mlx.core as mx
+    from make_rwkv7_golden import Model, ModelArgs, Reference, tree_flatten
+    tensors = gguf.GGUFReader(path).tensors
+    stored = {t.name: gguf.quants.dequantize(t.data, t.tensor_type).astype(np.float32) for t in tensors}
+    model, used, weights = Model(ModelArgs.from_dict(json.loads((src / "config.json").read_text()))), set(), {}
+    for name, p in tree_flatten(model.parameters()):
+        shift = re.fullmatch(r"model\.layers\.(\d+)\.attn\.x_(\w)", name)
+        key = f"blk.{shift[1]}.time_mix_lerp_fused.weight" if shift else from_rwkv7(name)
+        w = stored[key][["r", "w", "k", "v", "a", "g"].index(shift[2])] if shift else stored[key]
+        weights[name] = mx.array(w.reshape(p.shape))
+        used.add(key)
+    left = set(stored) - used - {f"blk.0.time_mix_v{i}.weight" for i in range(3)}
+    assert not left, left
+    model.load_weights(list(weights.items()))
+    return Reference(model)
 
 
 def make(name, case, bases, d, quantize):
@@ -263,6 +331,10 @@ def make(name, case, bases, d, quantize):
             single = [x for t in case.get("tensor_types", ()) for x in ("--tensor-type", t)]
             command = [quantize, *single, *([] if single or case["type"] == "mxfp4_moe" else ["--pure"]), f"{tmp}/f32.gguf", d / "model.gguf", case["type"], "1"]
             subprocess.run(command, check=True, capture_output=True)
+    prompts = shuffles(load_file(src / "golden.safetensors")["input_ids"])
+    if case["base"] == "base-rwkv7":
+        print(f"{name:28s} ok  {write_answer(rwkv7(d / 'model.gguf', src), prompts, d)}", flush=True)
+        return
     model = AutoModelForCausalLM.from_pretrained(src, dtype=torch.float32, attn_implementation="eager").eval()
     weights = dequantized(d / "model.gguf", model)
     worst = max(float((p - weights[n]).abs().max()) for n, p in model.named_parameters())
@@ -270,7 +342,7 @@ def make(name, case, bases, d, quantize):
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected and all(n == "lm_head.weight" or ".act_fn." in n for n in missing), (missing, unexpected)
     model.tie_weights()
-    print(f"{name:28s} ok  {write_answer(model, shuffles(load_file(src / 'golden.safetensors')['input_ids']), d)}  quantizing moved a weight by {worst:.3f}", flush=True)
+    print(f"{name:28s} ok  {write_answer(model, prompts, d)}  quantizing moved a weight by {worst:.3f}", flush=True)
 
 
 def main():

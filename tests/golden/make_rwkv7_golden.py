@@ -28,6 +28,8 @@ CASES = {
     # As flash-linear-attention stores it: parameters of heads as vectors.
     "rwkv7-tied": dict(config={**CONFIG, "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 3, "head_dim": 8, "norm_eps": 1e-3, "tie_word_embeddings": True}, dtype="float32", flat=True),
     "mlx-rwkv7-4bit": dict(config={**CONFIG, "a_low_rank_dim": 64, "intermediate_size": 128}, bits=4, group_size=64),
+    # For GGUF, not kept.
+    "base-rwkv7": dict(config={**CONFIG, "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "head_dim": 16}, dtype="bfloat16", prompt_len=16),
 }
 
 
@@ -83,7 +85,8 @@ def make(name, case, out):
     stored = {k: mx.array(v.numpy()) for k, v in read(d, config).items()}
     reference.load_weights(list(reference.sanitize(stored).items()))
     generators = (torch.Generator().manual_seed(seed + 1 + attempt) for attempt in range(20))
-    prompts = (torch.randint(3, config["vocab_size"], (1, 40), generator=g) for g in generators)
+    size = (1, case.get("prompt_len", 40))
+    prompts = (torch.randint(3, config["vocab_size"], size, generator=g) for g in generators)
     print(f"{name:28s} ok  {write_answer(Reference(reference), prompts, d)}", flush=True)
 
 

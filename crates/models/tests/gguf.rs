@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use rillm_models::{Error, gguf};
-use rillm_nn::{Adapted, Gguf, WeightSource};
+use rillm_nn::{Adapted, Gguf, Lie, Origin, WeightSource};
 use serde_json::{Value, json};
 
 fn golden() -> PathBuf {
@@ -246,11 +246,14 @@ impl Draft {
     fn count(self, key: &str, n: u32) -> Self {
         self.value(key, 4, &n.to_le_bytes())
     }
-    fn error(self) -> Error {
+    fn file(self) -> Gguf {
         let head = [b"GGUF\x03\0\0\0".to_vec(), vec![0; 8], self.0.to_le_bytes().to_vec(), self.1];
         let mut file = head.concat();
         file.resize(file.len().next_multiple_of(32), 0);
-        gguf::config(&Gguf::from_bytes(file).unwrap()).unwrap_err()
+        Gguf::from_bytes(file).unwrap()
+    }
+    fn error(self) -> Error {
+        gguf::config(&self.file()).unwrap_err()
     }
 }
 
@@ -346,6 +349,73 @@ fn mixtures_that_are_not_computed_are_refused() {
 }
 
 #[test]
+fn what_has_no_key_and_differs_is_refused() {
+    let refused = |draft: Draft, want: &str| {
+        let e = draft.error().to_string();
+        assert!(e.contains(want), "{e}: not {want}");
+    };
+    let llama4 = |name: &str, n: u32| complete("llama4").count(&format!("llama4.{name}"), n);
+    refused(llama4("attention.sliding_window", 0), "sliding_window: wanted none: chunks of 8192, got 0");
+    refused(llama4("expert_count", 0), "llama4.expert_count: wanted 1 to 4096, got 0");
+    refused(llama4("expert_count", 4), "no metadata key llama4.expert_used_count");
+    let other = complete("llama4").value("llama4.rope.freq_base_swa", 6, &5e5f32.to_le_bytes());
+    refused(other, "rope.freq_base_swa: wanted that of all layers, got 500000");
+    let heads = |list: &[u32]| complete("jamba").value("jamba.attention.head_count_kv", 9, &counts(list));
+    refused(heads(&[0, 2, 2]), "head_count_kv: wanted 2 counts");
+    refused(heads(&[2, 0]), "no metadata key jamba.ssm.inner_size");
+    let rwkv7 = ["wkv.head_size", "attention.decay_lora_rank", "attention.iclr_lora_rank"];
+    let ranks = ["attention.value_residual_mix_lora_rank", "attention.gate_lora_rank"];
+    let keys = rwkv7.iter().chain(&ranks);
+    let rwkv7 = keys.fold(complete("rwkv7"), |d, key| d.count(&format!("rwkv7.{key}"), 8));
+    refused(rwkv7.count("rwkv7.token_shift_count", 1), "token_shift_count: wanted 2: both parts");
+    refused(complete("rwkv7"), "no metadata key rwkv7.wkv.head_size");
+    let latent = ["attention.kv_lora_rank", "rope.dimension_count", "attention.key_length_mla"];
+    let kimi =
+        || latent.iter().fold(complete("kimi-linear"), |d, key| d.count(&format!("kimi-linear.{key}"), 8));
+    refused(kimi(), "no metadata key kimi-linear.attention.value_length");
+    let kimi = kimi().count("kimi-linear.attention.value_length_mla", 8).count("kimi-linear.kda.head_dim", 8);
+    let kimi = kimi.count("kimi-linear.ssm.conv_kernel", 4).count("kimi-linear.expert_count", 4);
+    refused(kimi.count("kimi-linear.expert_gating_func", 1), "expert_gating_func: wanted 2, got 1");
+}
+
+/// Where files keep what is not where Llama's are, without such a file.
+#[test]
+fn names_of_architectures_with_parameters_of_their_own() {
+    let tensor = |name: &str| Origin::Tensor(name.to_owned());
+    let of = |draft: Draft| gguf::layout(&draft.file()).unwrap();
+    let kimi = of(complete("kimi-linear").count("kimi-linear.rope.dimension_count", 8));
+    assert_eq!(
+        kimi("model.layers.1.self_attn.q_conv1d.weight"),
+        Origin::Reshaped { name: "blk.1.ssm_conv1d_q.weight".to_owned() }
+    );
+    assert_eq!(kimi("model.layers.1.self_attn.A_log"), Origin::Logarithm { name: "blk.1.ssm_a".to_owned() });
+    assert_eq!(kimi("model.layers.1.self_attn.dt_bias"), tensor("blk.1.ssm_dt.bias"));
+    assert_eq!(kimi("model.layers.1.self_attn.o_norm.weight"), tensor("blk.1.ssm_norm.weight"));
+    let jamba = of(complete("jamba"));
+    assert_eq!(jamba("model.layers.0.mamba.b_layernorm.weight"), tensor("blk.0.ssm_b_norm.weight"));
+    assert_eq!(jamba("model.layers.0.pre_ff_layernorm.weight"), tensor("blk.0.ffn_norm.weight"));
+    assert_eq!(jamba("model.layers.0.feed_forward.router.weight"), tensor("blk.0.ffn_gate_inp.weight"));
+    let llama4 = of(complete("llama4").count("llama4.expert_count", 4));
+    let expert = |stored: &str| {
+        let name = format!("blk.1.ffn_{stored}_exps.weight");
+        Origin::Stacked { name, index: [3, 4], start: 0, step: 1, of: 8, lie: Lie::Rows }
+    };
+    assert_eq!(llama4("model.layers.1.feed_forward.experts.3.gate_proj.weight"), expert("gate"));
+    assert_eq!(llama4("model.layers.1.feed_forward.experts.3.down_proj.weight"), expert("down"));
+    assert_eq!(
+        llama4("model.layers.1.feed_forward.shared_expert.up_proj.weight"),
+        tensor("blk.1.ffn_up_shexp.weight")
+    );
+    let bitnet = of(complete("bitnet"));
+    assert_eq!(bitnet("model.layers.0.mlp.ffn_sub_norm.weight"), tensor("blk.0.ffn_sub_norm.weight"));
+    let rwkv7 = of(complete("rwkv7"));
+    assert_eq!(rwkv7("model.layers.0.pre_norm.bias"), tensor("token_embd_norm.bias"));
+    assert_eq!(rwkv7("model.layers.1.ffn_norm.weight"), tensor("blk.1.attn_norm_2.weight"));
+    let name = "blk.1.time_mix_lerp_fused.weight".to_owned();
+    assert_eq!(rwkv7("model.layers.1.attn.x_g"), Origin::Rows { name, rows: 5..6, of: 6 });
+}
+
+#[test]
 fn configurations_with_experts_and_states() {
     expect("gguf-mixtral", json!({"model_type": "mixtral", "num_experts": 4, "num_experts_per_tok": 2}));
     expect("gguf-qwen3-moe", json!({"norm_topk_prob": true, "moe_intermediate_size": 32}));
@@ -365,6 +435,21 @@ fn configurations_with_experts_and_states() {
     );
     expect("gguf-lfm2", json!({"layer_types": ["conv", "full_attention", "conv"], "conv_L_cache": 3}));
     expect("gguf-nemotron-h", json!({"layers_block_type": ["mamba", "mlp", "attention"]}));
+    expect(
+        "gguf-nemotron-h-moe",
+        json!({
+            "layers_block_type": ["mamba", "moe", "attention"], "moe_latent_size": 64, "routed_scaling_factor": 2.5,
+            "moe_shared_expert_intermediate_size": 64, "norm_topk_prob": true,
+        }),
+    );
+    expect(
+        "gguf-gemma4-moe",
+        json!({"enable_moe_block": true, "top_k_experts": 2, "moe_intermediate_size": 32, "intermediate_size": 32}),
+    );
+    expect(
+        "gguf-rwkv7",
+        json!({"head_dim": 16, "v_low_rank_dim": 6, "gate_low_rank_dim": 12, "norm_eps": 1e-5}),
+    );
     // Key heads are repeated.
     expect("gguf-qwen3-5", json!({"linear_num_key_heads": 4, "linear_num_value_heads": 4}));
 }
@@ -373,7 +458,7 @@ fn configurations_with_experts_and_states() {
 fn metadata_that_stand_for_no_configuration() {
     let e = Draft::new("warp").error().to_string();
     assert!(
-        e.starts_with("GGUF: general.architecture: wanted apertus, chatglm, ") && e.ends_with("got warp"),
+        e.starts_with("GGUF: general.architecture: wanted apertus, bitnet, ") && e.ends_with("got warp"),
         "{e}"
     );
     let e = Draft::new("llama").error().to_string();

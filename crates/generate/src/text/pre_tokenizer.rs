@@ -46,6 +46,8 @@ const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// GPT-4o's with runs of Han apart.
+const KIMI: &str = r"\p{Han}+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const DIGIT: &str = r"\p{N}";
 const DIGITS3: &str = r"[0-9][0-9][0-9]";
 /// Cased letters of the scripts that have case.
@@ -186,6 +188,13 @@ static KNOWN: &[PreTokenizer] = &[
         adds_bos: false,
     },
     PreTokenizer {
+        names: &["kimi-k2"],
+        patterns: &[KIMI],
+        whole_tokens: Merge,
+        normal_form: AsIs,
+        adds_bos: false,
+    },
+    PreTokenizer {
         names: &["bailingmoe", "bailingmoe2", "llada-moe"],
         patterns: &[
             r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
@@ -244,6 +253,8 @@ impl PreTokenizer {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _};
+
     use super::*;
 
     #[test]
@@ -253,6 +264,41 @@ mod tests {
             pre.build().unwrap();
             assert!(pre.names.iter().all(|name| seen.insert(*name)), "{:?}", pre.names);
         }
+    }
+
+    /// Where `regex` of Python splits with the pattern of Kimi's tokenizer.
+    #[test]
+    fn runs_of_han_are_pieces_of_their_own() {
+        let pieces = |text: &str| -> Vec<String> {
+            let mut split = PreTokenizedString::from(text);
+            PreTokenizer::named("kimi-k2").unwrap().build().unwrap().pre_tokenize(&mut split).unwrap();
+            let splits = split.get_splits(OffsetReferential::Original, OffsetType::Byte);
+            splits.into_iter().map(|(_, (from, to), _)| text[from..to].to_owned()).collect()
+        };
+        assert_eq!(
+            pieces("Hello你好World's 12345, 世界 МИРмир!\n\n  HTTPServer's  end"),
+            [
+                "Hello",
+                "你好",
+                "World's",
+                " ",
+                "123",
+                "45",
+                ",",
+                " ",
+                "世界",
+                " МИРмир",
+                "!\n\n",
+                " ",
+                " HTTPServer's",
+                " ",
+                " end",
+            ]
+        );
+        assert_eq!(
+            pieces("日本語のテキスト〇々 ab你c  x\r\n"),
+            ["日本語", "のテキスト", "〇々", " ab", "你", "c", " ", " x", "\r\n"]
+        );
     }
 
     #[test]

@@ -4,13 +4,14 @@ use rillm_nn::{ChannelMixSpec, NormKind, Origin, TimeMixSpec, WeightSource};
 
 use super::llama::layer_count;
 use super::mamba2::divides;
-use crate::names::renamed;
+use crate::names::{self, renamed};
 use crate::{
     BranchSpec, Config, DecoderFamily, DecoderSpec, GroupSpec, HeadSpec, LayerSpec, Layout, MixerSpec,
     NormSpec, Result,
 };
 
-pub(super) const FAMILY: DecoderFamily = DecoderFamily { layout, ..DecoderFamily::new(&["rwkv7"], spec) };
+pub(super) const FAMILY: DecoderFamily =
+    DecoderFamily { layout, ignored, ..DecoderFamily::new(&["rwkv7"], spec) };
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     c.only("hidden_act", "sqrelu")?;
@@ -69,4 +70,10 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
 fn layout(_: &DecoderSpec, _: &dyn WeightSource) -> Layout {
     let top = [("model.embed_tokens", "model.embeddings")];
     Box::new(move |name| Origin::Tensor(renamed(name, "model.layers.", &top, &[])))
+}
+
+/// In GGUF the first layer, whose values are mixed with no others, has placeholders for what mixes them.
+fn ignored(spec: &DecoderSpec, name: &str) -> bool {
+    let unused = ["v0", "v1", "v2"].map(|part| format!("blk.0.time_mix_{part}.weight"));
+    unused.iter().any(|unused| unused == name) || names::ignored(spec, name)
 }

@@ -47,6 +47,8 @@ const RMS: (&str, &str) = ("attention.layer_norm_rms_epsilon", "rms_norm_eps");
 
 const LFM2_EPS: (&str, &str) = (RMS.0, "norm_eps");
 
+const NEMOTRON_EPS: (&str, &str) = (RMS.0, "layer_norm_epsilon");
+
 /// A LayerNorm whose epsilon is `key` of config.json.
 const fn layer_norm(key: &'static str) -> (&'static str, &'static str) {
     ("attention.layer_norm_epsilon", key)
@@ -83,6 +85,8 @@ const GELU_TANH: &str = "gelu_pytorch_tanh";
 /// In alphabetical order.
 pub(super) const ALL: &[Architecture] = &[
     Architecture { act: "xielu", ..named("apertus", "apertus") },
+    // The checkpoints of 2024: those of 2025, with a squared ReLU, have another name.
+    named("bitnet", "bitnet"),
     Architecture { config: families::glm, ..named("chatglm", "glm") },
     Architecture {
         config: families::cohere2,
@@ -115,12 +119,7 @@ pub(super) const ALL: &[Architecture] = &[
         stored: NormsPlusOne,
         ..named("gemma3", "gemma3_text")
     },
-    Architecture {
-        config: gemma::gemma4,
-        act: GELU_TANH,
-        modules: POST_NORM,
-        ..named("gemma4", "gemma4_text")
-    },
+    Architecture { act: GELU_TANH, modules: POST_NORM, ..mixture("gemma4", "gemma4_text", gemma::gemma4) },
     named("glm4", "glm4"),
     Architecture { modules: POST_NORM, ..mixture("glm4moe", "glm4_moe", mixtures::glm4) },
     Architecture { modules: POST_NORM, ..mixture("gpt-oss", "gpt_oss", mixtures::gpt_oss) },
@@ -149,9 +148,12 @@ pub(super) const ALL: &[Architecture] = &[
         ..mixture("granitemoe", "granitemoe", mixtures::granite)
     },
     Architecture { config: families::hunyuan, ..named("hunyuan-dense", "hunyuan_v1_dense") },
+    mixture("jamba", "jamba", recurrent::jamba),
+    mixture("kimi-linear", "kimi_linear", recurrent::kimi_linear),
     Architecture { config: recurrent::lfm2, eps: LFM2_EPS, ..named("lfm2", "lfm2") },
     Architecture { eps: LFM2_EPS, ..mixture("lfm2moe", "lfm2_moe", recurrent::lfm2_moe) },
     Architecture { stored: PERMUTED, ..mixture("llama", "llama", mixtures::llama) },
+    mixture("llama4", "llama4_text", mixtures::llama4),
     Architecture { config: recurrent::mamba, ..named("mamba", "mamba") },
     Architecture { config: recurrent::mamba2, ..named("mamba2", "mamba2") },
     mixture("minimax-m2", "minimax_m2", mixtures::minimax_m2),
@@ -165,8 +167,13 @@ pub(super) const ALL: &[Architecture] = &[
     Architecture {
         config: recurrent::nemotron_h,
         act: "relu2",
-        eps: (RMS.0, "layer_norm_epsilon"),
+        eps: NEMOTRON_EPS,
         ..named("nemotron_h", "nemotron_h")
+    },
+    Architecture {
+        act: "relu2",
+        eps: NEMOTRON_EPS,
+        ..mixture("nemotron_h_moe", "nemotron_h", recurrent::nemotron_h)
     },
     Architecture {
         config: families::olmo,
@@ -179,6 +186,7 @@ pub(super) const ALL: &[Architecture] = &[
     mixture("olmoe", "olmoe", mixtures::olmoe),
     Architecture { act: "gelu_new", eps: layer_norm("layer_norm_eps"), ..named("phi2", "phi") },
     Architecture { config: families::phi3, ..named("phi3", "phi3") },
+    mixture("phimoe", "phimoe", mixtures::phimoe),
     named("qwen2", "qwen2"),
     mixture("qwen2moe", "qwen2_moe", mixtures::qwen2),
     named("qwen3", "qwen3"),
@@ -197,6 +205,12 @@ pub(super) const ALL: &[Architecture] = &[
         modules: POST_NORM,
         stored: NormsPlusOne,
         ..mixture("qwen3next", "qwen3_next", recurrent::qwen3_next)
+    },
+    Architecture {
+        config: recurrent::rwkv7,
+        eps: layer_norm("norm_eps"),
+        modules: &[("ffn_norm", "attn_norm_2")],
+        ..named("rwkv7", "rwkv7")
     },
     Architecture { config: families::seed_oss, modules: POST_NORM, ..named("seed_oss", "seed_oss") },
     Architecture { config: families::smollm3, stored: PERMUTED, ..named("smollm3", "smollm3") },

@@ -44,8 +44,7 @@ pub(super) fn varying(m: &Metadata<'_>) -> Result<Config> {
     c.set("num_attention_heads", m.heads()?);
     c.set("head_dim", m.head_dim()?);
     c.set("max_position_embeddings", m.required_count("context_length")?);
-    let (key, spelt) = m.architecture.eps;
-    c.set(spelt, m.required_number(key)?);
+    c.set(m.architecture.eps.1, m.eps()?);
     c.set("rope_parameters", rope(m)?);
     c.set("hidden_act", m.architecture.act);
     c.set("attention_bias", m.bias("attn_q") || m.bias("attn_qkv"));

@@ -4,6 +4,7 @@ use serde_json::{Map, json};
 
 use super::config::{Config, layer_types, like_llama, varying};
 use super::metadata::Metadata;
+use super::mixtures;
 use super::rope::{rope, unscaled};
 use crate::Result;
 
@@ -74,6 +75,11 @@ pub(super) fn gemma4(m: &Metadata<'_>) -> Result<Config> {
     c.set("hidden_size_per_layer_input", per_layer);
     if per_layer > 0 {
         c.set("vocab_size_per_layer_input", m.rows("per_layer_token_embd.weight")?);
+    }
+    if m.count("expert_count")?.unwrap_or(0) > 0 {
+        mixtures::plain(m, &mut c)?;
+        c.set("enable_moe_block", true);
+        c.set("top_k_experts", m.required_count("expert_used_count")?);
     }
     Ok(c)
 }

@@ -20,6 +20,7 @@ const TOP: &Pairs = &[
     ("model.ln_f", "output_norm"),
     ("model.final_layernorm", "output_norm"),
     ("model.embedding_norm", "token_embd_norm"),
+    ("model.layers.0.pre_norm", "token_embd_norm"),
     ("model.embeddings", "token_embd"),
     ("model.norm_f", "output_norm"),
     ("backbone.embeddings", "token_embd"),
@@ -41,15 +42,20 @@ const MODULES: &Pairs = &[
     ("attention_layernorm", "attn_norm"),
     ("operator_norm", "attn_norm"),
     ("norm", "attn_norm"),
+    ("attn_norm", "attn_norm"),
     ("ln_1", "attn_norm"),
     ("post_attention_layernorm", "ffn_norm"),
     ("pre_feedforward_layernorm", "ffn_norm"),
+    ("pre_ff_layernorm", "ffn_norm"),
     ("feedforward_layernorm", "ffn_norm"),
     ("ffn_norm", "ffn_norm"),
     ("ln_2", "ffn_norm"),
     ("post_self_attn_layernorm", "post_attention_norm"),
     ("post_feedforward_layernorm", "post_ffw_norm"),
     ("post_mlp_layernorm", "post_ffw_norm"),
+    ("post_feedforward_layernorm_1", "post_ffw_norm_1"),
+    ("pre_feedforward_layernorm_2", "pre_ffw_norm_2"),
+    ("post_feedforward_layernorm_2", "post_ffw_norm_2"),
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
     ("self_attn.v_proj", "attn_v"),
@@ -67,6 +73,16 @@ const MODULES: &Pairs = &[
     ("self_attn.kv_b_proj", "attn_kv_b"),
     ("self_attn.embed_q", "attn_k_b"),
     ("self_attn.unembed_out", "attn_v_b"),
+    ("self_attn.attn_sub_norm", "attn_sub_norm"),
+    ("self_attn.q_conv1d", "ssm_conv1d_q"),
+    ("self_attn.k_conv1d", "ssm_conv1d_k"),
+    ("self_attn.v_conv1d", "ssm_conv1d_v"),
+    ("self_attn.f_a_proj", "ssm_f_a"),
+    ("self_attn.f_b_proj", "ssm_f_b"),
+    ("self_attn.g_a_proj", "ssm_g_a"),
+    ("self_attn.g_b_proj", "ssm_g_b"),
+    ("self_attn.b_proj", "ssm_beta"),
+    ("self_attn.o_norm", "ssm_norm"),
     ("mixer.q_proj", "attn_q"),
     ("mixer.k_proj", "attn_k"),
     ("mixer.v_proj", "attn_v"),
@@ -79,6 +95,13 @@ const MODULES: &Pairs = &[
     ("self_attn.out_proj", "attn_output"),
     ("self_attn.dense", "attn_output"),
     ("attention.dense", "attn_output"),
+    ("attn.r_proj", "time_mix_receptance"),
+    ("attn.k_proj", "time_mix_key"),
+    ("attn.v_proj", "time_mix_value"),
+    ("attn.o_proj", "time_mix_output"),
+    ("attn.g_norm", "time_mix_ln"),
+    ("ffn.key", "channel_mix_key"),
+    ("ffn.value", "channel_mix_value"),
     ("mlp.gate", "ffn_gate_inp"),
     ("mlp.router", "ffn_gate_inp"),
     ("block_sparse_moe.gate", "ffn_gate_inp"),
@@ -90,7 +113,17 @@ const MODULES: &Pairs = &[
     ("mlp.shared_experts.up_proj", "ffn_up_shexp"),
     ("mlp.shared_experts.down_proj", "ffn_down_shexp"),
     ("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
+    ("mixer.gate", "ffn_gate_inp"),
+    ("mixer.shared_experts.up_proj", "ffn_up_shexp"),
+    ("mixer.shared_experts.down_proj", "ffn_down_shexp"),
+    ("mixer.fc1_latent_proj", "ffn_latent_down"),
+    ("mixer.fc2_latent_proj", "ffn_latent_up"),
+    ("router.proj", "ffn_gate_inp"),
     ("feed_forward.gate", "ffn_gate_inp"),
+    ("feed_forward.router", "ffn_gate_inp"),
+    ("feed_forward.shared_expert.gate_proj", "ffn_gate_shexp"),
+    ("feed_forward.shared_expert.up_proj", "ffn_up_shexp"),
+    ("feed_forward.shared_expert.down_proj", "ffn_down_shexp"),
     ("feed_forward.w1", "ffn_gate"),
     ("feed_forward.w3", "ffn_up"),
     ("feed_forward.w2", "ffn_down"),
@@ -109,6 +142,7 @@ const MODULES: &Pairs = &[
     ("mlp.c_proj", "ffn_down"),
     ("mlp.fc2", "ffn_down"),
     ("mlp.dense_4h_to_h", "ffn_down"),
+    ("mlp.ffn_sub_norm", "ffn_sub_norm"),
     ("per_layer_input_gate", "inp_gate"),
     ("per_layer_projection", "proj"),
     ("post_per_layer_input_norm", "post_norm"),
@@ -117,16 +151,39 @@ const MODULES: &Pairs = &[
 /// In a layer, with what follows the last dot.
 const PARAMETERS: &Pairs = &[
     ("layer_scalar", "layer_output_scale.weight"),
-    ("pre_ff_layernorm.weight", "ffn_norm"),
     ("self_attn.sinks", "attn_sinks.weight"),
+    ("self_attn.A_log", "ssm_a"),
+    ("self_attn.dt_bias", "ssm_dt.bias"),
+    ("router.scale", "ffn_gate_inp.scale"),
+    ("router.per_expert_scale", "ffn_down_exps.scale"),
+    ("mixer.gate.e_score_correction_bias", "exp_probs_b.bias"),
     ("mlp.gate.e_score_correction_bias", "exp_probs_b.bias"),
     ("mlp.moe_statics.e_score_correction_bias", "exp_probs_b.bias"),
     ("block_sparse_moe.e_score_correction_bias", "exp_probs_b.bias"),
     ("feed_forward.expert_bias", "exp_probs_b.bias"),
+    ("attn.w_lora.lora.0.weight", "time_mix_w1.weight"),
+    ("attn.w_lora.lora.2.weight", "time_mix_w2.weight"),
+    ("attn.w_lora.lora.2.bias", "time_mix_w0.weight"),
+    ("attn.a_lora.lora.0.weight", "time_mix_a1.weight"),
+    ("attn.a_lora.lora.2.weight", "time_mix_a2.weight"),
+    ("attn.a_lora.lora.2.bias", "time_mix_a0.weight"),
+    ("attn.v_lora.lora.0.weight", "time_mix_v1.weight"),
+    ("attn.v_lora.lora.2.weight", "time_mix_v2.weight"),
+    ("attn.v_lora.lora.2.bias", "time_mix_v0.weight"),
+    ("attn.g_lora.lora.0.weight", "time_mix_g1.weight"),
+    ("attn.g_lora.lora.2.weight", "time_mix_g2.weight"),
+    ("attn.k_k", "time_mix_k_k.weight"),
+    ("attn.k_a", "time_mix_k_a.weight"),
+    ("attn.r_k", "time_mix_r_k.weight"),
+    ("ffn.x_k", "channel_mix_lerp_k.weight"),
 ];
 
+/// How RWKV-7's time mixing shifts rows, in the order of the vectors of `time_mix_lerp_fused`.
+const SHIFTS: [&str; 6] = ["attn.x_r", "attn.x_w", "attn.x_k", "attn.x_v", "attn.x_a", "attn.x_g"];
+
 /// The modules that mixtures of experts are.
-const MIXTURES: [&str; 3] = ["mlp.experts.", "block_sparse_moe.experts.", "feed_forward.experts."];
+const MIXTURES: [&str; 5] =
+    ["mlp.experts.", "block_sparse_moe.experts.", "feed_forward.experts.", "mixer.experts.", "experts."];
 
 /// The modules that keep states.
 const STATES: [&str; 4] = ["mamba.", "mixer.", "linear_attn.", "conv."];
@@ -142,6 +199,9 @@ const STATE_PARAMETERS: &Pairs = &[
     ("conv1d.weight", "ssm_conv1d.weight"),
     ("conv1d.bias", "ssm_conv1d.bias"),
     ("x_proj.weight", "ssm_x.weight"),
+    ("dt_layernorm.weight", "ssm_dt_norm.weight"),
+    ("b_layernorm.weight", "ssm_b_norm.weight"),
+    ("c_layernorm.weight", "ssm_c_norm.weight"),
     ("dt_proj.weight", "ssm_dt.weight"),
     ("dt_proj.bias", "ssm_dt.bias"),
     ("dt_bias", "ssm_dt.bias"),
@@ -188,9 +248,9 @@ pub(super) fn layout(m: &Metadata<'_>) -> Result<Layout> {
     }
     let experts = if m.count("expert_count")?.unwrap_or(0) > 0 { Some(m.experts()?) } else { None };
     let joined = m.g.names().iter().any(|name| name.ends_with(".ffn_gate_up_exps.weight"));
-    let dim = m.required_count("embedding_length")?;
-    let file =
-        File { architecture: m.architecture, dim, heads, kv_heads, fused, learned, experts, joined, delta };
+    let bare = m.has("blk.0.ffn_norm");
+    let architecture = m.architecture;
+    let file = File { architecture, heads, kv_heads, fused, learned, experts, joined, bare, delta };
     Ok(Box::new(move |name| file.origin(name).unwrap_or_else(|| Origin::Tensor(name.to_owned()))))
 }
 
@@ -203,7 +263,6 @@ const MAX_LISTED: usize = 1 << 20;
 /// What the layout of a file depends on.
 struct File {
     architecture: &'static Architecture,
-    dim: usize,
     heads: usize,
     kv_heads: usize,
     /// Rows of queries, keys and values where they are one matrix.
@@ -213,6 +272,8 @@ struct File {
     experts: Option<Experts>,
     /// Whether gates and what they open are one stack.
     joined: bool,
+    /// Whether the norm before the feed-forward layer has no suffix (falcon-h1).
+    bare: bool,
     delta: Option<Delta>,
 }
 
@@ -276,7 +337,11 @@ impl File {
         }
         let (i, module) = LAYERS.iter().find_map(|prefix| name.strip_prefix(prefix))?.split_once('.')?;
         if let Some(stored) = find(PARAMETERS, module) {
-            return Some(Origin::Tensor(format!("blk.{i}.{stored}")));
+            return Some(self.state(module, format!("blk.{i}.{stored}")));
+        }
+        if let Some(row) = SHIFTS.iter().position(|shift| *shift == module) {
+            let (name, of) = (format!("blk.{i}.time_mix_lerp_fused.weight"), SHIFTS.len());
+            return Some(Origin::Rows { name, rows: row..row + 1, of });
         }
         if let Some(of) = MIXTURES.iter().find_map(|prefix| module.strip_prefix(prefix)) {
             return self.expert(i, of);
@@ -304,6 +369,9 @@ impl File {
         let mixed = self.architecture.mixed.filter(|_| self.experts.is_some()).unwrap_or_default();
         let stored =
             [mixed, self.architecture.modules, MODULES].iter().find_map(|pairs| find(pairs, module))?;
+        if self.bare && stored == "ffn_norm" {
+            return Some(Origin::Tensor(format!("blk.{i}.{stored}")));
+        }
         Some(self.changed(module, format!("blk.{i}.{stored}.{kind}")))
     }
 
@@ -324,6 +392,8 @@ impl File {
             }
             // A matrix of one row.
             _ if name.ends_with("ffn_gate_inp_shexp.weight") => Origin::Reshaped { name },
+            // With axes of length 1.
+            _ if name.contains(".ssm_conv1d_") => Origin::Reshaped { name },
             _ => Origin::Tensor(name),
         }
     }
@@ -356,13 +426,13 @@ impl File {
     fn expert(&self, layer: &str, name: &str) -> Option<Origin> {
         let (e, name) = name.split_once('.')?;
         let (part, kind) = name.split_once('.')?;
-        let Experts { count, hidden } = self.experts?;
+        let Experts { count, hidden, dim } = self.experts?;
         let (stored, start, of) = match part {
             "gate_proj" if self.joined => ("gate_up", 0, hidden.saturating_mul(2)),
             "up_proj" if self.joined => ("gate_up", hidden, hidden.saturating_mul(2)),
             "gate_proj" => ("gate", 0, hidden),
             "up_proj" => ("up", 0, hidden),
-            "down_proj" => ("down", 0, self.dim),
+            "down_proj" => ("down", 0, dim),
             _ => return None,
         };
         let (name, index) = (format!("blk.{layer}.ffn_{stored}_exps.{kind}"), [e.parse().ok()?, count]);

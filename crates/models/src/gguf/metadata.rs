@@ -18,6 +18,8 @@ pub(super) struct Experts {
     pub count: usize,
     /// Width inside one.
     pub hidden: usize,
+    /// Width that they read and give.
+    pub dim: usize,
 }
 
 /// The metadata of a file, and what is known of its architecture.
@@ -115,6 +117,18 @@ impl<'a> Metadata<'a> {
         Ok(self.number(name)?.filter(|x| *x != 0.0))
     }
 
+    /// The epsilon of the norms.
+    pub fn eps(&self) -> Result<f32> {
+        let (key, _) = self.architecture.eps;
+        match self.number(key)? {
+            // Files of Nemotron-H may have that of LayerNorms alone.
+            None if self.architecture.model_type == "nemotron_h" => {
+                self.required_number("attention.layer_norm_epsilon")
+            }
+            eps => Ok(self.g.require(&self.key(key), eps)?),
+        }
+    }
+
     pub fn flag(&self, name: &str) -> Result<Option<bool>> {
         Ok(self.g.bool(&self.key(name))?)
     }
@@ -175,7 +189,11 @@ impl<'a> Metadata<'a> {
             Some(n) => n,
             None => self.required_count("feed_forward_length")?,
         };
-        Ok(Experts { count, hidden })
+        let dim = match self.count("moe_latent_size")?.filter(|n| *n > 0) {
+            Some(n) => n,
+            None => self.required_count("embedding_length")?,
+        };
+        Ok(Experts { count, hidden, dim })
     }
 
     /// Layers of the file, not too many to list.

@@ -83,35 +83,26 @@ fn experts(m: &Metadata<'_>, c: &mut Config) -> Result<()> {
 }
 
 /// Experts as DeepSeek has them: not in the first layers, in groups, beside one that all rows use.
-fn grouped(m: &Metadata<'_>) -> Result<Config> {
-    let mut c = decoder(m)?;
-    experts(m, &mut c)?;
+fn grouped(m: &Metadata<'_>, c: &mut Config) -> Result<()> {
+    experts(m, c)?;
     c.set("first_k_dense_replace", m.count("leading_dense_block_count")?.unwrap_or(0));
     c.set("n_shared_experts", m.count("expert_shared_count")?.unwrap_or(0));
     c.set("norm_topk_prob", m.flag("expert_weights_norm")?.unwrap_or(false));
     c.set("routed_scaling_factor", m.factor("expert_weights_scale")?.unwrap_or(1.0));
     c.set("n_group", m.count("expert_group_count")?.unwrap_or(1).max(1));
     c.set("topk_group", m.count("expert_group_used_count")?.unwrap_or(1).max(1));
-    Ok(c)
+    Ok(())
 }
 
-/// DeepSeek V2 and V3, Kimi K2 and GLM 4.7 Flash. Newer files have keys and values of the latent in two matrices, and one
-/// head of keys, which is what is computed here, too.
-pub(super) fn deepseek2(m: &Metadata<'_>) -> Result<Config> {
-    /// Layers, with those that predict further tokens or not, and tokens of GLM 4.7 Flash, whose files may not say that
-    /// its router is a sigmoid.
-    const FLASH: ([usize; 2], usize) = ([47, 48], 154_880);
-    let mut c = grouped(m)?;
-    let flash =
-        FLASH.0.contains(&m.required_count("block_count")?) && m.rows("token_embd.weight")? == FLASH.1;
-    match Gating::of(m, if flash { Gating::Sigmoid } else { Gating::Softmax })? {
-        Gating::Sigmoid => c.set("model_type", "deepseek_v3"),
-        Gating::Softmax if m.count("expert_group_count")?.is_some_and(|n| n > 1) => {
-            c.set("topk_method", "group_limited_greedy");
-        }
-        Gating::Softmax => c.set("topk_method", "greedy"),
-        Gating::Chosen => return Err(m.unsupported("expert_gating_func", "1 or 2", 3)),
-    }
+/// The same, chosen by sigmoid, for a decoder that has the rest.
+pub(super) fn grouped_by_sigmoid(m: &Metadata<'_>, c: &mut Config) -> Result<()> {
+    Gating::Sigmoid.only(m)?;
+    grouped(m, c)
+}
+
+/// The sizes of latent attention. Newer files have keys and values of the latent in two matrices, and one head of keys,
+/// which is what is computed here, too.
+pub(super) fn latent(m: &Metadata<'_>, c: &mut Config) -> Result<()> {
     let rope_dim = m.required_count("rope.dimension_count")?;
     let [key, value] = ["key", "value"].map(|of| format!("attention.{of}_length"));
     let head = |key: &str| match m.count(&format!("{key}_mla"))? {
@@ -130,6 +121,27 @@ pub(super) fn deepseek2(m: &Metadata<'_>) -> Result<Config> {
     c.set("v_head_dim", head(&value)?);
     c.set("kv_lora_rank", m.required_count("attention.kv_lora_rank")?);
     c.set("q_lora_rank", m.count("attention.q_lora_rank")?.filter(|n| *n > 0));
+    Ok(())
+}
+
+/// DeepSeek V2 and V3, Kimi K2 and GLM 4.7 Flash.
+pub(super) fn deepseek2(m: &Metadata<'_>) -> Result<Config> {
+    /// Layers, with those that predict further tokens or not, and tokens of GLM 4.7 Flash, whose files may not say that
+    /// its router is a sigmoid.
+    const FLASH: ([usize; 2], usize) = ([47, 48], 154_880);
+    let mut c = decoder(m)?;
+    grouped(m, &mut c)?;
+    let flash =
+        FLASH.0.contains(&m.required_count("block_count")?) && m.rows("token_embd.weight")? == FLASH.1;
+    match Gating::of(m, if flash { Gating::Sigmoid } else { Gating::Softmax })? {
+        Gating::Sigmoid => c.set("model_type", "deepseek_v3"),
+        Gating::Softmax if m.count("expert_group_count")?.is_some_and(|n| n > 1) => {
+            c.set("topk_method", "group_limited_greedy");
+        }
+        Gating::Softmax => c.set("topk_method", "greedy"),
+        Gating::Chosen => return Err(m.unsupported("expert_gating_func", "1 or 2", 3)),
+    }
+    latent(m, &mut c)?;
     // The converter writes a tenth of what other architectures have under this key.
     if let Some(tenth) = m.factor("rope.scaling.yarn_log_multiplier")? {
         let mut p = rope(m)?;
@@ -145,8 +157,8 @@ pub(super) fn deepseek2(m: &Metadata<'_>) -> Result<Config> {
 }
 
 pub(super) fn dots1(m: &Metadata<'_>) -> Result<Config> {
-    Gating::Sigmoid.only(m)?;
-    let mut c = grouped(m)?;
+    let mut c = decoder(m)?;
+    grouped_by_sigmoid(m, &mut c)?;
     c.set("sliding_window", None::<usize>);
     Ok(c)
 }
@@ -161,8 +173,8 @@ pub(super) fn ernie4_5(m: &Metadata<'_>) -> Result<Config> {
 }
 
 pub(super) fn glm4(m: &Metadata<'_>) -> Result<Config> {
-    Gating::Sigmoid.only(m)?;
-    let mut c = grouped(m)?;
+    let mut c = decoder(m)?;
+    grouped_by_sigmoid(m, &mut c)?;
     c.set("use_qk_norm", m.has("blk.0.attn_q_norm.weight"));
     Ok(c)
 }
@@ -215,6 +227,30 @@ pub(super) fn llama(m: &Metadata<'_>) -> Result<Config> {
     Ok(c)
 }
 
+/// Chunks, layers without rope and queries that grow there have no keys; nor has that the models with the most experts
+/// have no norms of heads.
+pub(super) fn llama4(m: &Metadata<'_>) -> Result<Config> {
+    const CHUNK: usize = 8192;
+    const EXPERTS_WITHOUT_NORMS: usize = 128;
+    let key = "attention.sliding_window";
+    if let Some(n) = m.count(key)?.filter(|n| *n != CHUNK) {
+        return Err(m.unsupported(key, &format!("none: chunks of {CHUNK}"), n));
+    }
+    let (key, theta) = ("rope.freq_base_swa", m.number("rope.freq_base")?);
+    if let Some(x) = m.number(key)?.filter(|x| Some(*x) != theta) {
+        return Err(m.unsupported(key, "that of all layers", x));
+    }
+    let mut c = mixture(m, Gating::Sigmoid)?;
+    c.set("intermediate_size_mlp", m.required_count("feed_forward_length")?);
+    c.set("intermediate_size", m.experts()?.hidden);
+    c.set("interleave_moe_layer_step", m.required_count("interleave_moe_layer_step")?);
+    c.set("attention_chunk_size", CHUNK);
+    let name = |chunked: &bool| if *chunked { "chunked_attention" } else { "full_attention" };
+    c.set("layer_types", m.sliding(4)?.iter().map(name).collect::<Vec<_>>());
+    c.set("use_qk_norm", m.experts()?.count != EXPERTS_WITHOUT_NORMS);
+    Ok(c)
+}
+
 pub(super) fn minimax_m2(m: &Metadata<'_>) -> Result<Config> {
     let mut c = mixture(m, Gating::Sigmoid)?;
     c.set("intermediate_size", m.experts()?.hidden);
@@ -227,6 +263,22 @@ pub(super) fn olmoe(m: &Metadata<'_>) -> Result<Config> {
     let mut c = mixture(m, Gating::Softmax)?;
     c.0.remove("moe_intermediate_size");
     c.set("norm_topk_prob", false);
+    Ok(c)
+}
+
+/// Phi-3.5 MoE, whose norms are LayerNorms though the key of their epsilon is the other one.
+pub(super) fn phimoe(m: &Metadata<'_>) -> Result<Config> {
+    /// The factor on rotated values of all such models whose rope is stretched; the key has another.
+    const MSCALE: f64 = 1.243163121016122;
+    let mut c = mixture(m, Gating::Softmax)?;
+    c.set("lm_head_bias", m.has("output.bias"));
+    c.set("sliding_window", m.count("attention.sliding_window")?.filter(|n| *n > 0));
+    let mut p = rope(m)?;
+    if p.0.contains_key("long_factor") {
+        p.set("short_mscale", MSCALE);
+        p.set("long_mscale", MSCALE);
+    }
+    c.set("rope_parameters", p);
     Ok(c)
 }
 

@@ -69,15 +69,6 @@ impl States {
         })
     }
 
-    /// How many times as wide as the model it is.
-    fn expand(&self, m: &Metadata<'_>) -> Result<usize> {
-        let dim = m.required_count("embedding_length")?;
-        match self.inner.checked_div(dim) {
-            Some(n) if n > 0 && n * dim == self.inner => Ok(n),
-            _ => Err(m.unsupported("ssm.inner_size", &format!("a multiple of {dim}"), self.inner)),
-        }
-    }
-
     /// Under the keys that Granite's and Falcon's configurations have.
     fn set(&self, m: &Metadata<'_>, c: &mut Config) -> Result<()> {
         c.set("mamba_n_heads", self.heads);
@@ -88,6 +79,15 @@ impl States {
         c.set("mamba_conv_bias", biased(m, "ssm_conv1d")?);
         c.set("mamba_proj_bias", biased(m, "ssm_in")?);
         Ok(())
+    }
+}
+
+/// How many times as wide as the model a state space is.
+fn expand(m: &Metadata<'_>) -> Result<usize> {
+    let (dim, inner) = (m.required_count("embedding_length")?, m.required_count("ssm.inner_size")?);
+    match inner.checked_div(dim) {
+        Some(n) if n > 0 && n * dim == inner => Ok(n),
+        _ => Err(m.unsupported("ssm.inner_size", &format!("a multiple of {dim}"), inner)),
     }
 }
 
@@ -110,7 +110,7 @@ pub(super) fn granite_hybrid(m: &Metadata<'_>) -> Result<Config> {
     let (mut c, attends) = hybrid(m)?;
     let states = States::of(m)?;
     states.set(m, &mut c)?;
-    c.set("mamba_expand", states.expand(m)?);
+    c.set("mamba_expand", expand(m)?);
     c.set("layer_types", named(&attends, ["attention", "mamba"]));
     c.set("position_embedding_type", if families::turned(m)? { "rope" } else { "nope" });
     families::multipliers(m, &mut c)?;
@@ -122,6 +122,59 @@ pub(super) fn granite_hybrid(m: &Metadata<'_>) -> Result<Config> {
     mixtures::plain(m, &mut c)?;
     c.set("intermediate_size", m.experts()?.hidden);
     c.set("shared_intermediate_size", m.required_count("expert_shared_feed_forward_length")?);
+    Ok(c)
+}
+
+/// `[period, offset]` of the layers for which `list` is true: every so many-th; `None` if they are others.
+fn at_distances(list: &[bool]) -> Option<[usize; 2]> {
+    let mut at = list.iter().enumerate().filter(|(_, there)| **there).map(|(i, _)| i);
+    let [period, offset] = match (at.next(), at.next()) {
+        (Some(first), Some(second)) => [second - first, first],
+        (Some(first), None) => [list.len(), first],
+        _ => [list.len() + 1, list.len()],
+    };
+    list.iter().enumerate().all(|(i, there)| *there == (i % period == offset)).then_some([period, offset])
+}
+
+/// Mamba with norms inside, attention without positions; tensors say which layers have experts.
+pub(super) fn jamba(m: &Metadata<'_>) -> Result<Config> {
+    let (mut c, attends) = hybrid(m)?;
+    let router = |i| m.has(&format!("blk.{i}.ffn_gate_inp.weight"));
+    let has_experts: Vec<_> = (0..m.layers()?).map(router).collect();
+    let want = "every so many-th layer";
+    for (part, list, key) in
+        [("attn", &attends, "attention.head_count_kv"), ("expert", &has_experts, "expert_count")]
+    {
+        let at = at_distances(list).ok_or_else(|| m.unsupported(key, want, "others"))?;
+        c.set(&format!("{part}_layer_period"), at[0]);
+        c.set(&format!("{part}_layer_offset"), at[1]);
+    }
+    c.set("intermediate_size", m.required_count("feed_forward_length")?);
+    c.set("num_experts", 1);
+    if has_experts.contains(&true) {
+        mixtures::plain(m, &mut c)?;
+    }
+    c.set("mamba_expand", expand(m)?);
+    c.set("mamba_d_state", m.required_count("ssm.state_size")?);
+    c.set("mamba_d_conv", m.required_count("ssm.conv_kernel")?);
+    c.set("mamba_dt_rank", m.required_count("ssm.time_step_rank")?);
+    c.set("mamba_conv_bias", biased(m, "ssm_conv1d")?);
+    c.set("mamba_proj_bias", biased(m, "ssm_in")?);
+    Ok(c)
+}
+
+/// The delta rule with a decay for each value of a key, and latent attention in the layers that have heads of keys.
+pub(super) fn kimi_linear(m: &Metadata<'_>) -> Result<Config> {
+    let (mut c, attends) = hybrid(m)?;
+    mixtures::latent(m, &mut c)?;
+    c.set("layer_types", named(&attends, ["full_attention", "linear_attention"]));
+    c.set("linear_num_heads", m.heads()?);
+    c.set("linear_head_dim", m.required_count("kda.head_dim")?);
+    c.set("linear_conv_kernel_dim", m.required_count("ssm.conv_kernel")?);
+    c.set("intermediate_size", m.required_count("feed_forward_length")?);
+    mixtures::grouped_by_sigmoid(m, &mut c)?;
+    // There is no key for it.
+    c.set("norm_topk_prob", true);
     Ok(c)
 }
 
@@ -174,11 +227,11 @@ pub(super) fn mamba2(m: &Metadata<'_>) -> Result<Config> {
     c.set("num_heads", states.heads);
     c.set("head_dim", states.head_dim);
     c.set("n_groups", states.groups);
-    c.set("expand", states.expand(m)?);
+    c.set("expand", expand(m)?);
     Ok(c)
 }
 
-/// Layers attend, or have a feed-forward layer, or else a state space.
+/// Layers attend, or have a feed-forward layer or experts, or else a state space.
 pub(super) fn nemotron_h(m: &Metadata<'_>) -> Result<Config> {
     let (mut c, attends) = hybrid(m)?;
     let states = States::of(m)?;
@@ -188,9 +241,11 @@ pub(super) fn nemotron_h(m: &Metadata<'_>) -> Result<Config> {
     if let Some(other) = widths.iter().find(|n| **n > 0 && **n != width) {
         return Err(m.unsupported(key, &format!("0 or {width} in each layer"), other));
     }
+    let mixed = m.count("expert_count")?.unwrap_or(0) > 0;
     let kind = |(attends, width): (&bool, &usize)| match (attends, width) {
         (true, _) => "attention",
         (_, 0) => "mamba",
+        _ if mixed => "moe",
         _ => "mlp",
     };
     c.set("layers_block_type", attends.iter().zip(&widths).map(kind).collect::<Vec<_>>());
@@ -204,6 +259,16 @@ pub(super) fn nemotron_h(m: &Metadata<'_>) -> Result<Config> {
     c.set("conv_kernel", states.taps);
     c.set("use_conv_bias", biased(m, "ssm_conv1d")?);
     c.set("use_bias", biased(m, "ssm_in")?);
+    if mixed {
+        mixtures::grouped_by_sigmoid(m, &mut c)?;
+        let shared = m.count("expert_shared_count")?.filter(|n| *n > 0);
+        c.set("n_shared_experts", shared);
+        if shared.is_some() {
+            let hidden = m.required_count("expert_shared_feed_forward_length")?;
+            c.set("moe_shared_expert_intermediate_size", hidden);
+        }
+        c.set("moe_latent_size", m.count("moe_latent_size")?.filter(|n| *n > 0));
+    }
     Ok(c)
 }
 
@@ -256,4 +321,28 @@ pub(super) fn qwen3_5(m: &Metadata<'_>) -> Result<Config> {
         }
     }
     Ok(c)
+}
+
+/// RWKV-7: no attention, and no length.
+pub(super) fn rwkv7(m: &Metadata<'_>) -> Result<Config> {
+    let mut c = Config::new(m);
+    c.set("hidden_size", m.required_count("embedding_length")?);
+    c.set("num_hidden_layers", m.layers()?);
+    c.set("norm_eps", m.eps()?);
+    c.set("intermediate_size", m.required_count("feed_forward_length")?);
+    c.set("head_dim", m.required_count("wkv.head_size")?);
+    for (rank, key) in [
+        ("decay", "decay_lora_rank"),
+        ("a", "iclr_lora_rank"),
+        ("v", "value_residual_mix_lora_rank"),
+        ("gate", "gate_lora_rank"),
+    ] {
+        c.set(&format!("{rank}_low_rank_dim"), m.required_count(&format!("attention.{key}"))?);
+    }
+    c.set("hidden_act", "sqrelu");
+    let key = "token_shift_count";
+    match m.count(key)? {
+        None | Some(2) => Ok(c),
+        Some(n) => Err(m.unsupported(key, "2: both parts of a layer shift rows", n)),
+    }
 }

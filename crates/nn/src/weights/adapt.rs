@@ -14,7 +14,7 @@ use crate::{Error, Result, WeightSource};
 pub enum Origin {
     /// Stored as it is, under this name.
     Tensor(String),
-    /// Rows of a stored matrix that fuses several (phi3's `qkv_proj`).
+    /// Rows of a stored matrix that fuses several (phi3's `qkv_proj`), which may have axes of length 1 between.
     Rows {
         /// Stored name.
         name: String,
@@ -253,7 +253,7 @@ fn transform<'a>(
             RawTensor::from_f32(vec![rows.len()], part).map_err(quant)
         }
         Origin::Rows { rows, .. } => {
-            if raw.shape.len() != 2 || rows.end > raw.rows() {
+            if raw.shape.len() < 2 || rows.end > raw.rows() {
                 return Err(mismatch(&raw));
             }
             Ok(raw.rows_range(rows.clone()))
