@@ -186,6 +186,11 @@ pub enum Norms {
 }
 
 impl LayerSpec {
+    /// Each branch reads what the one before it has been added to.
+    pub fn in_turn<const N: usize>(branches: [BranchSpec; N]) -> Self {
+        Self(branches.map(|branch| vec![branch].into()).into())
+    }
+
     /// A layer of `attn` and `mlp` with norms of `kind`, under the names that Llama's, Gemma's and Olmo's have.
     pub fn new(attn: MixerSpec, mlp: MixerSpec, norms: Norms, kind: NormKind) -> Self {
         let norm = |name| Some(NormSpec { name, kind });
@@ -242,6 +247,12 @@ impl LayerSpec {
 }
 
 impl DecoderSpec {
+    /// Layers between an embedding of `vocab` tokens in `dim` values and a norm and a head, and nothing else.
+    pub fn new([dim, vocab]: [usize; 2], layers: Vec<LayerSpec>, norm: NormKind, head: HeadSpec) -> Self {
+        let (context, learned_positions, embed_scale, per_layer) = (None, None, None, None);
+        Self { dim, vocab, context, learned_positions, embed_scale, per_layer, layers, norm, head }
+    }
+
     /// The attention of each layer that has one, in order.
     pub fn attentions(&mut self) -> impl Iterator<Item = &mut AttentionSpec> {
         self.branches().filter_map(|b| match &mut b.mixer {

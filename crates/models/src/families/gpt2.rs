@@ -41,15 +41,14 @@ pub(super) fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         LayerSpec::new(MixerSpec::Attention(attn), MixerSpec::Mlp(mlp), Norms::Pre, norm)
     };
     Ok(DecoderSpec {
-        dim,
-        vocab: c.count_or("vocab_size", 50_257)?,
         context: Some(positions),
         learned_positions: Some(positions),
-        embed_scale: None,
-        per_layer: None,
-        layers: (0..layer_count(c, "n_layer")?).map(layer).collect(),
-        norm,
-        head: HeadSpec::plain(c.flag("tie_word_embeddings", true)?),
+        ..DecoderSpec::new(
+            [dim, c.count_or("vocab_size", 50_257)?],
+            (0..layer_count(c, "n_layer")?).map(layer).collect(),
+            norm,
+            HeadSpec::plain(c.flag("tie_word_embeddings", true)?),
+        )
     })
 }
 

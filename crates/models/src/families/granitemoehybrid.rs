@@ -5,8 +5,8 @@ use rillm_nn::{GateOrder, GatedNorm, Mamba2Spec, MlpSpec, MoeSpec, Origin, Weigh
 use rillm_tensor_core::{Activation, Score};
 
 use super::granite::multipliers;
-use super::llama::{DEFAULTS, attention, bias, bias_or, layer_count_or};
-use super::mamba2::{divides, dt_limits};
+use super::llama::{DEFAULTS, attention, bias, layer_count_or};
+use super::mamba2;
 use super::mixtral::{NAMES, check_choice, experts_of};
 use crate::experts::{self, ExpertNames};
 use crate::names::{layer_of, stacked};
@@ -50,15 +50,13 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         LayerSpec(vec![vec![first].into(), moe.into_iter().chain([second]).collect::<Vec<_>>().into()])
     };
     let mut spec = DecoderSpec {
-        dim,
-        vocab: c.count_or("vocab_size", 32_000)?,
         context,
-        learned_positions: None,
-        embed_scale: None,
-        per_layer: None,
-        layers: kinds.into_iter().map(layer).collect(),
-        norm,
-        head: HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+        ..DecoderSpec::new(
+            [dim, c.count_or("vocab_size", 32_000)?],
+            kinds.into_iter().map(layer).collect(),
+            norm,
+            HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+        )
     };
     multipliers(c, &mut spec)?;
     Ok(spec)
@@ -77,43 +75,10 @@ fn experts(c: &Config<'_>, dim: usize, act: Activation) -> Result<Option<MoeSpec
 }
 
 fn mamba(c: &Config<'_>, dim: usize) -> Result<Mamba2Spec> {
-    c.only("hidden_act", "silu")?;
-    let (heads, groups) = (c.count_or("mamba_n_heads", 128)?, c.count_or("mamba_n_groups", 1)?);
-    let inner = c.count_or("mamba_expand", 2)? * dim;
-    divides(c, "mamba_n_heads", heads, inner)?;
-    divides(c, "mamba_n_groups", groups, heads)?;
-    let proj_bias = bias(c, "mamba_proj_bias")?;
-    Ok(Mamba2Spec {
-        dim,
-        heads,
-        head_dim: head_dim(c, inner, heads)?,
-        state: c.count_or("mamba_d_state", 256)?,
-        groups,
-        taps: c.count_or("mamba_d_conv", 4)?,
-        in_bias: proj_bias,
-        out_bias: proj_bias,
-        conv_bias: bias_or(c, "mamba_conv_bias", true)?,
-        dt_limits: dt_limits(c)?,
-        norm: Some(GatedNorm {
-            eps: c.positive_or("rms_norm_eps", 1e-6)? as f32,
-            groups,
-            order: GateOrder::GateFirst,
-        }),
-        factors: None,
-    })
-}
-
-/// `mamba_d_head`: `inner / heads`, which may also be written as `"auto"`.
-pub(super) fn head_dim(c: &Config<'_>, inner: usize, heads: usize) -> Result<usize> {
-    let stated = match c.get("mamba_d_head") {
-        Some(value) if value.as_str() != Some("auto") => c.count("mamba_d_head")?,
-        _ => inner / heads,
-    };
-    if stated * heads == inner {
-        Ok(stated)
-    } else {
-        Err(c.unsupported("mamba_d_head", &format!("{}", inner / heads)))
-    }
+    let spec = mamba2::prefixed(c, dim, c.count_or("mamba_expand", 2)? * dim)?;
+    let eps = c.positive_or("rms_norm_eps", 1e-6)? as f32;
+    let norm = GatedNorm { eps, groups: spec.groups, order: GateOrder::GateFirst };
+    Ok(Mamba2Spec { norm: Some(norm), ..spec })
 }
 
 /// transformers fuses gate and what it opens; mlx-lm divides them if there are no experts.

@@ -45,18 +45,16 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         };
         let first = BranchSpec::normed(name, mixer, "input_layernorm", norm);
         let second = BranchSpec::normed("mlp", feed_forward, "pre_ff_layernorm", norm);
-        LayerSpec(vec![vec![first].into(), vec![second].into()])
+        LayerSpec::in_turn([first, second])
     };
     Ok(DecoderSpec {
-        dim,
-        vocab: c.count_or("vocab_size", 65_536)?,
         context,
-        learned_positions: None,
-        embed_scale: None,
-        per_layer: None,
-        layers: (0..layer_count_or(c, "num_hidden_layers", 32)?).map(layer).collect(),
-        norm,
-        head: HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+        ..DecoderSpec::new(
+            [dim, c.count_or("vocab_size", 65_536)?],
+            (0..layer_count_or(c, "num_hidden_layers", 32)?).map(layer).collect(),
+            norm,
+            HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+        )
     })
 }
 

@@ -36,18 +36,16 @@ pub(super) fn decoder(c: &Config<'_>, dim: usize, mlp: impl Fn(usize) -> MixerSp
         };
         let first = BranchSpec::normed(name, mixer, "operator_norm", norm);
         let second = BranchSpec::normed("mlp", mlp(i), "ffn_norm", norm);
-        LayerSpec(vec![vec![first].into(), vec![second].into()])
+        LayerSpec::in_turn([first, second])
     };
     Ok(DecoderSpec {
-        dim,
-        vocab: c.count_or("vocab_size", 65_536)?,
         context,
-        learned_positions: None,
-        embed_scale: None,
-        per_layer: None,
-        layers: kinds.into_iter().enumerate().map(layer).collect(),
-        norm,
-        head: HeadSpec::plain(c.flag("tie_embedding", c.flag("tie_word_embeddings", true)?)?),
+        ..DecoderSpec::new(
+            [dim, c.count_or("vocab_size", 65_536)?],
+            kinds.into_iter().enumerate().map(layer).collect(),
+            norm,
+            HeadSpec::plain(c.flag("tie_embedding", c.flag("tie_word_embeddings", true)?)?),
+        )
     })
 }
 

@@ -68,15 +68,13 @@ pub(super) fn follow(c: &Config<'_>, defaults: &Defaults) -> Result<DecoderSpec>
         MlpSpec::new([dim, c.count("intermediate_size")?], c.activation("hidden_act", Activation::Silu)?);
     let layer = LayerSpec::new(MixerSpec::Attention(attn), MixerSpec::Mlp(mlp), Norms::Pre, norm);
     Ok(DecoderSpec {
-        dim,
-        vocab: c.count("vocab_size")?,
         context,
-        learned_positions: None,
-        embed_scale: None,
-        per_layer: None,
-        layers: vec![layer; layer_count(c, "num_hidden_layers")?],
-        norm,
-        head: HeadSpec::plain(c.flag("tie_word_embeddings", defaults.tied)?),
+        ..DecoderSpec::new(
+            [dim, c.count("vocab_size")?],
+            vec![layer; layer_count(c, "num_hidden_layers")?],
+            norm,
+            HeadSpec::plain(c.flag("tie_word_embeddings", defaults.tied)?),
+        )
     })
 }
 

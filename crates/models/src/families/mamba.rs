@@ -28,19 +28,13 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         norms,
     };
     let norm = NormKind::Rms { eps: c.positive_or("layer_norm_epsilon", 1e-5)? as f32 };
-    let layer =
-        LayerSpec(vec![vec![BranchSpec::normed("mixer", MixerSpec::Mamba(mamba), "norm", norm)].into()]);
-    Ok(DecoderSpec {
-        dim,
-        vocab: c.count_or("vocab_size", 50_280)?,
-        context: None,
-        learned_positions: None,
-        embed_scale: None,
-        per_layer: None,
-        layers: vec![layer; layer_count_or(c, "num_hidden_layers", 32)?],
+    let layer = LayerSpec::in_turn([BranchSpec::normed("mixer", MixerSpec::Mamba(mamba), "norm", norm)]);
+    Ok(DecoderSpec::new(
+        [dim, c.count_or("vocab_size", 50_280)?],
+        vec![layer; layer_count_or(c, "num_hidden_layers", 32)?],
         norm,
-        head: HeadSpec::plain(c.flag("tie_word_embeddings", true)?),
-    })
+        HeadSpec::plain(c.flag("tie_word_embeddings", true)?),
+    ))
 }
 
 /// A number, or `"auto"`: a sixteenth of the width.

@@ -33,18 +33,43 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         factors: None,
     };
     let norm = NormKind::Rms { eps };
-    let layer =
-        LayerSpec(vec![vec![BranchSpec::normed("mixer", MixerSpec::Mamba2(mamba), "norm", norm)].into()]);
-    Ok(DecoderSpec {
-        dim,
-        vocab: c.count_or("vocab_size", 32_768)?,
-        context: None,
-        learned_positions: None,
-        embed_scale: None,
-        per_layer: None,
-        layers: vec![layer; layer_count_or(c, "num_hidden_layers", 64)?],
+    let layer = LayerSpec::in_turn([BranchSpec::normed("mixer", MixerSpec::Mamba2(mamba), "norm", norm)]);
+    Ok(DecoderSpec::new(
+        [dim, c.count_or("vocab_size", 32_768)?],
+        vec![layer; layer_count_or(c, "num_hidden_layers", 64)?],
         norm,
-        head: HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+        HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+    ))
+}
+
+/// What the `mamba_` keys of a hybrid say of its layers of `inner` values, without a norm.
+pub(super) fn prefixed(c: &Config<'_>, dim: usize, inner: usize) -> Result<Mamba2Spec> {
+    c.only("hidden_act", "silu")?;
+    let (heads, groups) = (c.count_or("mamba_n_heads", 128)?, c.count_or("mamba_n_groups", 1)?);
+    divides(c, "mamba_n_heads", heads, inner)?;
+    divides(c, "mamba_n_groups", groups, heads)?;
+    // Which may also be written as "auto".
+    let head_dim = match c.get("mamba_d_head") {
+        Some(value) if value.as_str() != Some("auto") => c.count("mamba_d_head")?,
+        _ => inner / heads,
+    };
+    if head_dim * heads != inner {
+        return Err(c.unsupported("mamba_d_head", &format!("{}", inner / heads)));
+    }
+    let proj_bias = bias(c, "mamba_proj_bias")?;
+    Ok(Mamba2Spec {
+        dim,
+        heads,
+        head_dim,
+        state: c.count_or("mamba_d_state", 256)?,
+        groups,
+        taps: c.count_or("mamba_d_conv", 4)?,
+        in_bias: proj_bias,
+        out_bias: proj_bias,
+        conv_bias: bias_or(c, "mamba_conv_bias", true)?,
+        dt_limits: dt_limits(c)?,
+        norm: None,
+        factors: None,
     })
 }
 
@@ -54,6 +79,6 @@ pub(super) fn divides(c: &Config<'_>, key: &str, n: usize, of: usize) -> Result<
 }
 
 /// `time_step_limit`: the least and the greatest step.
-pub(super) fn dt_limits(c: &Config<'_>) -> Result<[f32; 2]> {
+fn dt_limits(c: &Config<'_>) -> Result<[f32; 2]> {
     Ok(c.limits("time_step_limit", [0.0, f64::INFINITY])?.map(|x| x as f32))
 }

@@ -54,15 +54,13 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         LayerSpec(vec![first, group("mlp", MixerSpec::Moe(moe), "post_attention_layernorm", mlp)])
     };
     Ok(DecoderSpec {
-        dim,
-        vocab: c.count_or("vocab_size", 32_000)?,
         context,
-        learned_positions: None,
-        embed_scale: None,
-        per_layer: None,
-        layers: kinds.into_iter().enumerate().map(layer).collect(),
-        norm,
-        head: HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+        ..DecoderSpec::new(
+            [dim, c.count_or("vocab_size", 32_000)?],
+            kinds.into_iter().enumerate().map(layer).collect(),
+            norm,
+            HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+        )
     })
 }
 

@@ -83,18 +83,16 @@ pub(super) fn hybrid(c: &Config<'_>, sizes: &Sizes) -> Result<DecoderSpec> {
         };
         let first = BranchSpec::normed(name, mixer, "input_layernorm", norm);
         let second = BranchSpec::normed("mlp", MixerSpec::Mlp(dense), "post_attention_layernorm", norm);
-        LayerSpec(vec![vec![first].into(), vec![second].into()])
+        LayerSpec::in_turn([first, second])
     };
     Ok(DecoderSpec {
-        dim,
-        vocab: c.count_or("vocab_size", sizes.vocab)?,
         context,
-        learned_positions: None,
-        embed_scale: None,
-        per_layer: None,
-        layers: kinds.into_iter().map(layer).collect(),
-        norm,
-        head: HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+        ..DecoderSpec::new(
+            [dim, c.count_or("vocab_size", sizes.vocab)?],
+            kinds.into_iter().map(layer).collect(),
+            norm,
+            HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+        )
     })
 }
 

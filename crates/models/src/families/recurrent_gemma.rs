@@ -36,7 +36,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         };
         let first = BranchSpec::normed("temporal_block", mixer, "temporal_pre_norm", norm);
         let second = BranchSpec::normed("mlp_block", MixerSpec::Mlp(mlp), "channel_pre_norm", norm);
-        LayerSpec(vec![vec![first].into(), vec![second].into()])
+        LayerSpec::in_turn([first, second])
     };
     Ok(DecoderSpec {
         dim,

@@ -54,17 +54,12 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         let channels = BranchSpec::normed("ffn", MixerSpec::ChannelMix(channels), "ffn_norm", norm);
         LayerSpec(vec![time, vec![channels].into()])
     };
-    Ok(DecoderSpec {
-        dim,
-        vocab: c.count("vocab_size")?,
-        context: None,
-        learned_positions: None,
-        embed_scale: None,
-        per_layer: None,
-        layers: (0..layer_count(c, "num_hidden_layers")?).map(layer).collect(),
+    Ok(DecoderSpec::new(
+        [dim, c.count("vocab_size")?],
+        (0..layer_count(c, "num_hidden_layers")?).map(layer).collect(),
         norm,
-        head: HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
-    })
+        HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+    ))
 }
 
 fn layout(_: &DecoderSpec, _: &dyn WeightSource) -> Layout {

@@ -6,10 +6,9 @@ use rillm_nn::{CausalLm, GateOrder, GatedNorm, Mamba2Spec, MlpSpec, WeightSource
 use rillm_tensor_core::{Activation, FullBackend};
 
 use self::factors::Factors;
-use super::granitemoehybrid::head_dim;
 use super::jamba;
-use super::llama::{DEFAULTS, Defaults, attention, bias, bias_or, layer_count_or};
-use super::mamba2::{divides, dt_limits};
+use super::llama::{DEFAULTS, Defaults, attention, bias, layer_count_or};
+use super::mamba2;
 use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, Family, HeadSpec, LayerSpec, MixerSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily {
@@ -66,48 +65,33 @@ fn spec(c: &Config<'_>, factors: &Factors) -> Result<DecoderSpec> {
         vec![branch("mlp", MixerSpec::Mlp(mlp), "pre_ff_layernorm", factors.down)].into(),
     ]);
     Ok(DecoderSpec {
-        dim,
-        vocab: c.count_or("vocab_size", 128_000)?,
         context,
-        learned_positions: None,
         embed_scale: used(factors.embed),
-        per_layer: None,
-        layers: vec![layer; layer_count_or(c, "num_hidden_layers", 32)?],
-        norm,
-        head: HeadSpec {
-            scale: used(factors.head),
-            ..HeadSpec::plain(c.flag("tie_word_embeddings", false)?)
-        },
+        ..DecoderSpec::new(
+            [dim, c.count_or("vocab_size", 128_000)?],
+            vec![layer; layer_count_or(c, "num_hidden_layers", 32)?],
+            norm,
+            HeadSpec { scale: used(factors.head), ..HeadSpec::plain(c.flag("tie_word_embeddings", false)?) },
+        )
     })
 }
 
 fn mamba(c: &Config<'_>, dim: usize, factors: &Factors) -> Result<Mamba2Spec> {
-    c.only("hidden_act", "silu")?;
-    let (heads, groups) = (c.count_or("mamba_n_heads", 128)?, c.count_or("mamba_n_groups", 1)?);
     let inner = match (c.has("mamba_d_ssm"), c.opt_count("mamba_d_ssm")?) {
         (_, Some(n)) => n,
         (true, None) => c.count_or("mamba_expand", 2)? * dim,
         (false, None) => 1024,
     };
-    divides(c, "mamba_n_heads", heads, inner)?;
-    divides(c, "mamba_n_groups", groups, heads)?;
+    let spec = mamba2::prefixed(c, dim, inner)?;
     let order = match c.flag("mamba_norm_before_gate", true)? {
         true => GateOrder::NormFirst,
         false => GateOrder::GateFirst,
     };
-    let norm = GatedNorm { eps: c.positive_or("rms_norm_eps", 1e-5)? as f32, groups, order };
+    let norm = GatedNorm { eps: c.positive_or("rms_norm_eps", 1e-5)? as f32, groups: spec.groups, order };
     Ok(Mamba2Spec {
-        dim,
-        heads,
-        head_dim: head_dim(c, inner, heads)?,
-        state: c.count_or("mamba_d_state", 256)?,
-        groups,
-        taps: c.count_or("mamba_d_conv", 4)?,
-        in_bias: bias(c, "mamba_proj_bias")?,
         out_bias: bias(c, "projectors_bias")?,
-        conv_bias: bias_or(c, "mamba_conv_bias", true)?,
-        dt_limits: dt_limits(c)?,
         norm: c.flag("mamba_rms_norm", false)?.then_some(norm),
         factors: Some(factors.ssm).filter(|f| *f != [1.0; 5]),
+        ..spec
     })
 }

@@ -39,18 +39,16 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
             ('E', Some(moe)) => ("mlp", MixerSpec::Moe(moe)),
             _ => ("mixer", MixerSpec::Mlp(mlp)),
         };
-        LayerSpec(vec![vec![BranchSpec::normed(name, mixer, "norm", norm)].into()])
+        LayerSpec::in_turn([BranchSpec::normed(name, mixer, "norm", norm)])
     };
     Ok(DecoderSpec {
-        dim,
-        vocab: c.count_or("vocab_size", 131_072)?,
         context,
-        learned_positions: None,
-        embed_scale: None,
-        per_layer: None,
-        layers: kinds.iter().map(layer).collect(),
-        norm,
-        head: HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+        ..DecoderSpec::new(
+            [dim, c.count_or("vocab_size", 131_072)?],
+            kinds.iter().map(layer).collect(),
+            norm,
+            HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+        )
     })
 }
 

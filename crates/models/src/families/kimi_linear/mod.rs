@@ -1,20 +1,19 @@
 //! Kimi Linear: the delta rule with a decay for each value of a key in three layers of four, latent attention without
 //! positions in the others, and experts.
 
+mod names;
+
 use rillm_nn::{Bias, KimiDeltaSpec, MlaSpec, MlpSpec, MoeSpec, NormKind};
-use rillm_nn::{Origin, WeightSource};
 use rillm_tensor_core::{Activation, GroupScore, Score};
 
 use super::deepseek_v3::{all_use, groups, number_or};
 use super::glm4_moe_lite::sparse_layers;
 use super::llama::{bias, layer_count_or};
 use super::mixtral::check_choice;
-use crate::experts::{self, ExpertNames, PLAIN};
-use crate::names::layer_of;
-use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, Layout, MixerSpec, Result};
+use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, MixerSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily =
-    DecoderFamily { layout, ..DecoderFamily::new(&["kimi_linear"], spec) };
+    DecoderFamily { layout: names::layout, ..DecoderFamily::new(&["kimi_linear"], spec) };
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let (dim, norm) = (c.count_or("hidden_size", 2304)?, c.rms_norm(1e-5)?);
@@ -32,18 +31,16 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         let feed_forward = if sparse { MixerSpec::Moe(moe) } else { MixerSpec::Mlp(mlp) };
         let first = BranchSpec::normed("self_attn", attention, "input_layernorm", norm);
         let second = BranchSpec::normed("mlp", feed_forward, "post_attention_layernorm", norm);
-        LayerSpec(vec![vec![first].into(), vec![second].into()])
+        LayerSpec::in_turn([first, second])
     };
     Ok(DecoderSpec {
-        dim,
-        vocab: c.count_or("vocab_size", 163_840)?,
         context: Some(c.count_or("model_max_length", c.count_or("max_position_embeddings", 1 << 20)?)?),
-        learned_positions: None,
-        embed_scale: None,
-        per_layer: None,
-        layers: linear.into_iter().zip(sparse_layers(c, n)?).map(layer).collect(),
-        norm,
-        head: HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+        ..DecoderSpec::new(
+            [dim, c.count_or("vocab_size", 163_840)?],
+            linear.into_iter().zip(sparse_layers(c, n)?).map(layer).collect(),
+            norm,
+            HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+        )
     })
 }
 
@@ -116,38 +113,4 @@ fn mixture(c: &Config<'_>, dim: usize, act: Activation) -> Result<MoeSpec> {
     let shared = number_or(c, either("num_shared_experts", "n_shared_experts"), 1)?;
     moe.shared = all_use(shared * hidden, Bias::None);
     Ok(moe)
-}
-
-/// The files of Moonshot say `block_sparse_moe` for mixtures; transformers gathers the parts of the forget gate, and the
-/// three convolutions in one.
-fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
-    let stored = source.names();
-    let any = |part: &str| stored.iter().any(|n| n.contains(part));
-    let module = if any(".block_sparse_moe.") { "block_sparse_moe" } else { PLAIN.module };
-    let apart = any(".mlp.e_score_correction_bias");
-    let inside: &[(&str, &str)] =
-        if apart { &[("gate.e_score_correction_bias", "e_score_correction_bias")] } else { &[] };
-    let experts = experts::layout(spec, source, ExpertNames { module, inside, ..PLAIN });
-    // transformers calls dense feed-forward layers so, too.
-    let dense_too = any(".block_sparse_moe.gate_proj.");
-    let (gathered, mlx) = (any(".forget_gate."), any(".q_conv.conv."));
-    let mixtures: Vec<bool> = spec.layers.iter().map(|l| l.moe().is_some()).collect();
-    Box::new(move |name| {
-        let Some((i, rest)) = layer_of(name) else { return Origin::Tensor(name.to_owned()) };
-        if rest.starts_with("mlp.") {
-            let mixture = mixtures.get(i).copied().unwrap_or(false);
-            return if mixture || dense_too { experts(name) } else { Origin::Tensor(name.to_owned()) };
-        }
-        let at = |part: &str| format!("model.layers.{i}.self_attn.{part}");
-        let Some(part) = rest.strip_prefix("self_attn.") else { return Origin::Tensor(name.to_owned()) };
-        match part {
-            "q_conv1d.weight" | "k_conv1d.weight" | "v_conv1d.weight" if mlx => {
-                Origin::Tensor(at(&part.replace("conv1d", "conv.conv")))
-            }
-            "f_a_proj.weight" | "f_b_proj.weight" | "dt_bias" | "A_log" if gathered => {
-                Origin::Tensor(at(&format!("forget_gate.{part}")))
-            }
-            _ => Origin::Tensor(name.to_owned()),
-        }
-    })
 }
