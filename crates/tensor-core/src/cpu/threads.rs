@@ -21,6 +21,8 @@ const POLLS: u32 = 16;
 const STALL: Duration = Duration::from_micros(200);
 /// A stall that took less than this part of the time since the one before costs less than the workers give.
 const BEARABLE: u32 = 8;
+/// Work together that lasted less than this times the stall that ended it saved less than the stall took.
+const REPAID: u32 = 4;
 /// How long the caller works alone after other stalls, at first and at most.
 const ALONE: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(200)];
 
@@ -205,7 +207,7 @@ impl Drop for Threads {
 
 impl Pace {
     /// After a wait at `now`: sets the caller to work alone if stalls cost more than the workers give, longer each time
-    /// if they follow one another.
+    /// if what they give between two does not repay the second.
     fn judge(&mut self, now: Instant, task: Duration, waited: Duration) {
         if waited < STALL + 4 * task {
             return;
@@ -215,7 +217,7 @@ impl Pace {
         if waited < paired / BEARABLE {
             return;
         }
-        self.alone_for = if paired < waited { (2 * self.alone_for).min(ALONE[1]) } else { ALONE[0] };
+        self.alone_for = if paired < REPAID * waited { (2 * self.alone_for).min(ALONE[1]) } else { ALONE[0] };
         self.alone_until = Some(now + self.alone_for);
         self.paired_since = self.alone_until;
     }
@@ -565,7 +567,7 @@ mod tests {
             assert_eq!(pace.alone_until, Some(now + pace.alone_for));
         }
         // A stall a while after the last one counts as the first.
-        now = pace.alone_until.unwrap_or(now) + 3 * stall;
+        now = pace.alone_until.unwrap_or(now) + (REPAID + 2) * stall;
         pace.judge(now, Duration::ZERO, stall);
         assert_eq!(pace.alone_for, ALONE[0]);
     }

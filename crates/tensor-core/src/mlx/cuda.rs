@@ -11,6 +11,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use mlx_rs::{Array, Dtype};
 use smallvec::SmallVec;
 
+use super::step_kernels::{Convolve, Recur};
 use super::{dim, error, raw};
 use crate::Result;
 
@@ -25,7 +26,7 @@ const SHARED_MEMORY: usize = 227 << 10;
 
 /// A kernel with what is fixed about a call, compiled when it first runs.
 #[derive(Debug)]
-struct Launch {
+pub(super) struct Launch {
     kernel: mlx_sys::mlx_fast_cuda_kernel,
     config: mlx_sys::mlx_fast_cuda_kernel_config,
 }
@@ -44,7 +45,7 @@ impl Drop for Launch {
 }
 
 /// A constant of a kernel.
-enum Constant<'a> {
+pub(super) enum Constant<'a> {
     Type(Dtype),
     Int(i32),
     Bool(bool),
@@ -55,22 +56,22 @@ enum Constant<'a> {
 }
 
 /// Everything about a call but its inputs.
-struct Call<'a> {
-    name: &'a CStr,
-    inputs: &'a [&'a CStr],
-    header: &'a CStr,
-    body: &'a CStr,
-    shared_memory: usize,
+pub(super) struct Call<'a> {
+    pub name: &'a CStr,
+    pub inputs: &'a [&'a CStr],
+    pub header: &'a CStr,
+    pub body: &'a CStr,
+    pub shared_memory: usize,
     /// Of a block.
-    threads: usize,
-    blocks: [usize; 2],
+    pub threads: usize,
+    pub blocks: [usize; 2],
     /// Results.
-    out: &'a [(&'a CStr, &'a [i32], Dtype)],
-    constants: &'a [(&'a CStr, Constant<'a>)],
+    pub out: &'a [(&'a CStr, &'a [i32], Dtype)],
+    pub constants: &'a [(&'a CStr, Constant<'a>)],
 }
 
 impl Launch {
-    fn new(call: &Call<'_>) -> Result<Self> {
+    pub(super) fn new(call: &Call<'_>) -> Result<Self> {
         let shared = dim(call.shared_memory)?;
         let [threads, x, y] = [dim(call.threads)?, dim(call.threads * call.blocks[0])?, dim(call.blocks[1])?];
         let body = with_constants(call.constants, call.body);
@@ -178,7 +179,7 @@ static DRAW: LazyLock<[CString; 2]> =
 
 /// What MLX is given as header and body. It copies and hashes both at every call: so a long header is a line that includes
 /// a file, where one can be written.
-fn sources(name: &str, header: &str, body: &str) -> [CString; 2] {
+pub(super) fn sources(name: &str, header: &str, body: &str) -> [CString; 2] {
     let header = terse(header);
     let include = stored(name, header.to_bytes()).and_then(|path| {
         let path = path.to_str().filter(|path| !path.contains(['"', '\\', '\n']))?;
@@ -276,8 +277,24 @@ pub(super) struct Kernels {
     /// And what merges the parts of each.
     attend: Mutex<HashMap<Attend, (Launch, Launch)>>,
     draw: Mutex<HashMap<Draw, Launch>>,
+    pub(super) recur: Mutex<HashMap<Recur, Launch>>,
+    pub(super) convolve: Mutex<HashMap<Convolve, Launch>>,
     /// The latest lengths.
     lengths: Mutex<Vec<(usize, Array)>>,
+}
+
+/// Runs the kernel `what`, which `launch` sets up when it is asked for first.
+pub(super) fn run<'a, K: Copy + Eq + Hash, const N: usize>(
+    known: &Mutex<HashMap<K, Launch>>,
+    what: K,
+    launch: fn(K) -> Result<Launch>,
+    inputs: impl Iterator<Item = &'a Array>,
+) -> Result<[Array; N]> {
+    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    match known.entry(what) {
+        Entry::Occupied(there) => there.get().apply(inputs),
+        Entry::Vacant(new) => new.insert(launch(what)?).apply(inputs),
+    }
 }
 
 impl Kernels {
@@ -297,23 +314,14 @@ impl Kernels {
 
     /// `inputs` in the order of `matvec_body.cu`, those that `what` has.
     pub(super) fn matvec<'a>(&self, what: Matvec, inputs: impl Iterator<Item = &'a Array>) -> Result<Array> {
-        let mut known = self.matvec.lock().unwrap_or_else(PoisonError::into_inner);
-        let [out] = match known.get(&what) {
-            Some(launch) => launch.apply(inputs)?,
-            None => known.entry(what).or_insert(what.launch()?).apply(inputs)?,
-        };
+        let [out] = run(&self.matvec, what, Matvec::launch, inputs)?;
         Ok(out)
     }
 
     /// The ids drawn from `logits: [rows, vocab]`, `[rows]`; `numbers` are those of `draw_body.cu`.
     pub(super) fn draw(&self, what: Draw, logits: &Array, numbers: &[f32]) -> Result<Array> {
-        let mut known = self.draw.lock().unwrap_or_else(PoisonError::into_inner);
         let numbers: Vec<Array> = numbers.chunks(Draw::PAIR).map(Draw::pair).collect();
-        let inputs = std::iter::once(logits).chain(&numbers);
-        let [ids] = match known.get(&what) {
-            Some(launch) => launch.apply(inputs)?,
-            None => known.entry(what).or_insert(what.launch()?).apply(inputs)?,
-        };
+        let [ids] = run(&self.draw, what, Draw::launch, std::iter::once(logits).chain(&numbers))?;
         Ok(ids)
     }
 

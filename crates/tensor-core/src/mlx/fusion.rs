@@ -111,8 +111,8 @@ impl Mlx {
     /// [`Backend::sample`](crate::Backend::sample) in one kernel, `[t]`.
     pub(super) fn fused_draw(&self, logits: &Array, how: &Sampling, points: &[f32]) -> Result<Option<Array>> {
         let vocab = logits.dim(1) as usize;
-        // Masses of all tokens have to fit into 64 bits, and their number into a float.
-        if !self.0.has_kernels || points.len() > DRAWS || vocab > 1 << 22 {
+        // Parts of the masses of all tokens have to fit into 32 bits.
+        if !self.0.has_kernels || points.len() > DRAWS || vocab > 1 << 19 {
             return Ok(None);
         }
         let what = Draw { dtype: logits.dtype(), rows: points.len(), vocab };

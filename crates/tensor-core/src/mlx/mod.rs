@@ -17,6 +17,7 @@ mod raw;
 mod recurrent;
 mod rope;
 mod sample;
+mod step_kernels;
 mod tensor;
 mod weight;
 

@@ -54,7 +54,7 @@ fn is_step(spans: &[StateSpan<'_, MlxTensor>]) -> bool {
 }
 
 /// The states that `spans` begin with, `[spans, ..shape]`.
-fn before(be: &Mlx, spans: &[StateSpan<'_, MlxTensor>], shape: &[i32]) -> Result<Array> {
+pub(super) fn before(be: &Mlx, spans: &[StateSpan<'_, MlxTensor>], shape: &[i32]) -> Result<Array> {
     let one = [&[1], shape].concat();
     let states = spans.iter().map(|span| match span.state {
         Some(state) => single(be, state)?.reshape(&one).map_err(exception),
@@ -64,7 +64,7 @@ fn before(be: &Mlx, spans: &[StateSpan<'_, MlxTensor>], shape: &[i32]) -> Result
 }
 
 /// The states of `spans` sequences that lie in `all`, one after the other.
-fn after(all: &Array, spans: usize, [rows, cols]: [usize; 2]) -> Result<States<MlxTensor>> {
+pub(super) fn after(all: &Array, spans: usize, [rows, cols]: [usize; 2]) -> Result<States<MlxTensor>> {
     let (n, rows, cols) = (dim(spans)?, dim(rows)?, dim(cols)?);
     let all = all.reshape(&[n * rows, cols]).map_err(exception)?;
     (0..n).map(|i| self::rows(&all, i * rows, (i + 1) * rows).map(MlxTensor::from)).collect()
@@ -91,6 +91,11 @@ impl Recurrent for Mlx {
         if spans.is_empty() {
             return nothing(self, c);
         }
+        if is_step(spans)
+            && let Some(done) = self.fused_convolution(x, p, spans, [c, k])?
+        {
+            return Ok(done);
+        }
         conv::short_conv(self, x, p, spans, [c, k])
     }
 
@@ -116,6 +121,11 @@ impl Recurrent for Mlx {
         let width = dims.heads * dims.value_dim;
         if spans.is_empty() {
             return nothing(self, width);
+        }
+        if is_step(spans)
+            && let Some(done) = self.fused_recurrence(p, spans, dims)?
+        {
+            return Ok(done);
         }
         let operands = Operands::new(self, p, dims)?;
         let state = operands.state_shape();

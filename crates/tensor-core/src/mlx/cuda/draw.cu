@@ -3,9 +3,10 @@
 //
 // This is the header of the custom kernel `draw`; its body is draw_body.cu, which lists inputs and constants.
 //
-// A block takes a row. Masses are exp(logit - best) in units of 2^-40, so that sums are the same in any order. A histogram of
+// A block takes a row. Masses are exp(logit - best) in units of 2^-38, so that sums are the same in any order. A histogram of
 // how far tokens are below the best, in counts and masses, tells in which bin a filter ends; where in it, is found digit by
-// digit among the few tokens of that bin.
+// digit among the few tokens of that bin. Its masses are in three parts of 13 bits, each summed up in 32 bits: shared memory
+// adds no 64 bits at once. That holds for up to 2^19 tokens.
 
 namespace rillm {
 
@@ -14,12 +15,16 @@ using u64 = unsigned long long;
 
 template <typename T, int VOCAB, int THREADS>
 struct Draw {
-  static constexpr int BINS = 2048, DIGITS = 256, LIST = 3072, WARPS = THREADS / 32;
+  static constexpr int BINS = 2048, DIGITS = 256, LIST = 2048, WARPS = THREADS / 32;
   // Logits that a thread loads at once: 16 bytes, if rows are whole numbers of that.
   static constexpr int VECTOR = VOCAB % (16 / int(sizeof(T))) == 0 ? 16 / int(sizeof(T)) : 1;
   static constexpr int PACKS = VOCAB / VECTOR, AHEAD = 4;
   // Packs of a thread where it has consecutive ones.
   static constexpr int SEGMENT = (PACKS + THREADS - 1) / THREADS;
+  // Of a mass.
+  static constexpr int PARTS = 3, PART_BITS = 13;
+
+  static_assert(VOCAB <= 1 << 19);
 
   struct alignas(VECTOR * sizeof(T)) Pack {
     T values[VECTOR];
@@ -27,7 +32,7 @@ struct Draw {
 
   struct Shared {
     u32 counts[BINS];
-    u64 masses[BINS];
+    u32 masses[PARTS][BINS];
     u32 digits[DIGITS];
     u64 digit_masses[DIGITS];
     u32 list[LIST];
@@ -62,7 +67,7 @@ struct Draw {
 
   static __device__ float value(u32 key) { return __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key); }
 
-  static __device__ u64 mass(float x) { return u64(expf(fminf(x, 0.0f)) * 1099511627776.0f); }
+  static __device__ u64 mass(float x) { return u64(expf(fminf(x, 0.0f)) * 274877906944.0f); }
 
   // How far a token with the mass of `x` is below the best, in bins. What is in the last one has no mass.
   static __device__ int distance(float x) { return int(fminf(fmaxf(x * -64.0f, 0.0f), float(BINS - 1))); }
@@ -127,16 +132,16 @@ struct Draw {
   }
 
   // Fills `counts` and `masses` and returns the whole mass.
-  static __device__ u64 histogram(Shared& s, const T* row, float best, float scale) {
+  static __device__ u64 histogram(Shared& s, const T* row, float best, float inverse) {
     for (int bin = threadIdx.x; bin < BINS; bin += THREADS) {
       s.counts[bin] = 0;
-      s.masses[bin] = 0;
+      for (int part = 0; part < PARTS; ++part) s.masses[part][bin] = 0;
     }
     __syncthreads();
     u32 farthest = 0;
     u64 sum = 0;
     each(row, [&](int, float x) {
-      const float above = (x - best) / scale;
+      const float above = (x - best) * inverse;
       const int away = distance(above);
       // There may be very many of these.
       if (away == BINS - 1) {
@@ -145,7 +150,10 @@ struct Draw {
       }
       const u64 m = mass(above);
       atomicAdd(&s.counts[away], 1u);
-      atomicAdd(&s.masses[away], m);
+      for (int part = 0; part < PARTS; ++part) {
+        const u32 digits = u32(m >> part * PART_BITS) & (part + 1 < PARTS ? (1u << PART_BITS) - 1 : ~0u);
+        if (digits > 0) atomicAdd(&s.masses[part][away], digits);
+      }
       sum += m;
     });
     if (farthest > 0) atomicAdd(&s.counts[BINS - 1], farthest);
@@ -153,15 +161,22 @@ struct Draw {
     return s.total;
   }
 
+  static __device__ u64 mass_of_bin(const Shared& s, int bin) {
+    u64 sum = 0;
+    for (int part = 0; part < PARTS; ++part) sum += u64(s.masses[part][bin]) << part * PART_BITS;
+    return sum;
+  }
+
   // The last of N bins that has tokens, and less than `limit` above it; what the bins above it have is added to `above`.
-  template <int N>
-  static __device__ int last(Shared& s, const u32* counts, const u64* masses, Amount limit, Amount& above) {
+  // `masses(bin)` is the mass of one.
+  template <int N, typename F>
+  static __device__ int last(Shared& s, const u32* counts, F masses, Amount limit, Amount& above) {
     constexpr int EACH = (N + THREADS - 1) / THREADS;
     const int first = threadIdx.x * EACH, end = min(first + EACH, N);
     Amount own = {0, 0};
     for (int bin = first; bin < end; ++bin) {
       own.count += counts[bin];
-      own.mass += masses[bin];
+      own.mass += masses(bin);
     }
     const u64 count = above.count + before(s, own.count);
     const u64 mass = above.mass + before(s, own.mass);
@@ -171,7 +186,7 @@ struct Draw {
     for (int bin = first; bin < end; ++bin) {
       if (counts[bin] > 0 && seen.count < limit.count && seen.mass < limit.mass) atomicMax(&s.last, u32(bin));
       seen.count += counts[bin];
-      seen.mass += masses[bin];
+      seen.mass += masses(bin);
     }
     __syncthreads();
     const int found = s.last;
@@ -179,7 +194,7 @@ struct Draw {
       seen = {count, mass};
       for (int bin = first; bin < found; ++bin) {
         seen.count += counts[bin];
-        seen.mass += masses[bin];
+        seen.mass += masses(bin);
       }
       s.above_count = u32(seen.count);
       s.above_mass = seen.mass;
@@ -191,16 +206,16 @@ struct Draw {
   }
 
   // The lowest value with less than `limit` strictly above it, by the histogram.
-  static __device__ Cut cut(Shared& s, const T* row, float best, float scale, Amount limit) {
+  static __device__ Cut cut(Shared& s, const T* row, float best, float inverse, Amount limit) {
     Cut found = {0, {0, 0}};
-    const int far = last<BINS>(s, s.counts, s.masses, limit, found.above);
+    const int far = last<BINS>(s, s.counts, [&](int bin) { return mass_of_bin(s, bin); }, limit, found.above);
     const u32 inside = s.counts[far];
     const bool listed = inside <= LIST;
     if (threadIdx.x == 0) s.listed = 0;
     __syncthreads();
     if (listed) {
       each(row, [&](int, float x) {
-        if (distance((x - best) / scale) == far) s.list[atomicAdd(&s.listed, 1u)] = key(x);
+        if (distance((x - best) * inverse) == far) s.list[atomicAdd(&s.listed, 1u)] = key(x);
       });
       __syncthreads();
     }
@@ -216,17 +231,17 @@ struct Draw {
         // From the highest digit down.
         const int bin = DIGITS - 1 - int(k >> shift & (DIGITS - 1));
         atomicAdd(&s.digits[bin], 1u);
-        atomicAdd(&s.digit_masses[bin], mass((value(k) - best) / scale));
+        atomicAdd(&s.digit_masses[bin], mass((value(k) - best) * inverse));
       };
       if (listed) {
         for (u32 i = threadIdx.x; i < inside; i += THREADS) put(s.list[i]);
       } else {
         each(row, [&](int, float x) {
-          if (distance((x - best) / scale) == far) put(key(x));
+          if (distance((x - best) * inverse) == far) put(key(x));
         });
       }
       __syncthreads();
-      const int digit = last<DIGITS>(s, s.digits, s.digit_masses, limit, found.above);
+      const int digit = last<DIGITS>(s, s.digits, [&](int bin) { return s.digit_masses[bin]; }, limit, found.above);
       found.key |= u32(DIGITS - 1 - digit) << shift;
     }
     return found;
@@ -235,18 +250,19 @@ struct Draw {
   static __device__ void run(const T* row, float point, const Settings& how, u32* out) {
     __shared__ Shared s;
     const float best = highest(s, row);
-    const float scale = how.tempered ? how.temperature : 1.0f;
+    // Finite: the best is 0 times this.
+    const float cooled = fminf(1.0f / how.temperature, 3e38f), inverse = how.tempered ? cooled : 1.0f;
     const u64 all = ~0ull;
     Cut rank = {0, {0, 0}}, nucleus = rank;
     const bool ranks = how.top_k > 0 && how.top_k < VOCAB, masses = how.top_p > 0.0f && how.top_p < 1.0f;
-    u64 whole = ranks || masses ? histogram(s, row, best, scale) : 0;
-    if (ranks) rank = cut(s, row, best, scale, {how.top_k, all});
+    u64 whole = ranks || masses ? histogram(s, row, best, inverse) : 0;
+    if (ranks) rank = cut(s, row, best, inverse, {how.top_k, all});
     const u64 room = ranks ? how.top_k - rank.above.count : all;
     if (masses) {
       // Where ranks come first, of equal ones at the end only some are left.
-      if (how.tempered && ranks) whole = rank.above.mass + mass((value(rank.key) - best) / scale) * room;
+      if (how.tempered && ranks) whole = rank.above.mass + mass((value(rank.key) - best) * inverse) * room;
       const u64 limit = u64(double(whole) * double(how.top_p));
-      nucleus = cut(s, row, best, scale, {all, max(limit, u64(1))});
+      nucleus = cut(s, row, best, inverse, {all, max(limit, u64(1))});
     }
 
     const int begin = min(int(threadIdx.x) * SEGMENT, PACKS), end = min(begin + SEGMENT, PACKS);
@@ -261,8 +277,8 @@ struct Draw {
       const bool is_equal = ranks && k == rank.key;
       const u64 earlier = equals;
       equals += is_equal;
-      const bool left = k >= rank.key && k >= nucleus.key && (x - best) / scale >= how.least;
-      return left && !(is_equal && earlier >= room) ? mass((x - best) / how.temperature) : 0;
+      const bool left = k >= rank.key && k >= nucleus.key && (x - best) * inverse >= how.least;
+      return left && !(is_equal && earlier >= room) ? mass((x - best) * cooled) : 0;
     };
     u64 sum = 0, seen = equals;
     each(row, begin, end, 1, [&](int, float x) { sum += weight(x, seen); });
