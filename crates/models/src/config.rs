@@ -266,6 +266,18 @@ impl<'a> Config<'a> {
         Ok(kinds.into_iter().map(|kind| kind == names[1]).collect())
     }
 
+    /// What is said of rope for all layers: `rope_scaling` of older files, which wins where both are there, or
+    /// `rope_parameters`.
+    ///
+    /// # Errors
+    /// Not an object.
+    pub fn rope_object(&self) -> Result<Option<Config<'a>>> {
+        match self.object("rope_scaling")?.filter(|p| !p.map.is_empty()) {
+            Some(scaling) => Ok(Some(scaling)),
+            None => self.object("rope_parameters"),
+        }
+    }
+
     /// The rotary embedding of heads of `head_dim` values: `rope_parameters` (its part `layer_type` if it is nested),
     /// or `rope_theta` and `rope_scaling` of older files. `theta` where no key says.
     ///
@@ -286,22 +298,33 @@ impl<'a> Config<'a> {
         part: f64,
         layer_type: Option<&str>,
     ) -> Result<RopeSpec> {
-        let all = self.object("rope_parameters")?;
-        let p = match all {
-            Some(p) if p.map.values().any(Value::is_object) => {
+        let nested = self.object("rope_parameters")?.filter(|all| all.map.values().any(Value::is_object));
+        let mut own = Map::new();
+        let map = match nested {
+            Some(all) => {
                 // Of families whose layers don't differ, or that ask for each kind afterwards: the usual kind.
-                let layer_type = layer_type.unwrap_or("full_attention");
+                let layer_type = layer_type.unwrap_or(FULL);
                 let want = format!("an entry {layer_type}");
-                Some(p.object(layer_type)?.ok_or_else(|| self.unsupported("rope_parameters", &want))?)
+                let part =
+                    all.object(layer_type)?.ok_or_else(|| self.unsupported("rope_parameters", &want))?;
+                match self.object("rope_scaling")?.filter(|_| layer_type == FULL) {
+                    Some(scaling) => {
+                        own.extend(part.map.clone());
+                        own.extend(scaling.map.clone());
+                        &own
+                    }
+                    None => part.map,
+                }
             }
-            Some(p) => Some(p),
-            None => self.object("rope_scaling")?,
+            None => self.rope_object()?.map_or(&own, |p| p.map),
         };
-        let empty = Map::new();
-        let rope = Rope { config: *self, p: Config { map: p.map_or(&empty, |p| p.map), counts: &[] } };
+        let rope = Rope { config: *self, p: Config { map, counts: &[] } };
         rope.spec(head_dim, theta, part)
     }
 }
+
+/// Layers that see everything.
+const FULL: &str = "full_attention";
 
 /// Rope parameters beside the configuration that fills their gaps.
 struct Rope<'a, 'p> {
@@ -339,8 +362,8 @@ impl Rope<'_, '_> {
             });
         }
         let dims = (head_dim as f64 * part) as usize;
-        if dims == 0 || !dims.is_multiple_of(2) || dims > head_dim {
-            let want = format!("an even number of rotated values of {head_dim}");
+        if dims == 0 || dims.next_multiple_of(2) > head_dim {
+            let want = format!("pairs of rotated values of {head_dim}");
             return Err(wrong("partial_rotary_factor", &want, Some(&part.into())));
         }
         let scaling = self.scaling(dims)?;
@@ -373,6 +396,8 @@ impl Rope<'_, '_> {
                 high: p.positive_or("high_freq_factor", 4.0)?,
                 original: self.original()? as f64,
             },
+            // The first phi3 files call longrope so.
+            "yarn" if p.get("short_factor").is_some() => self.longrope(dims)?,
             "yarn" => self.yarn()?,
             "longrope" | "su" => self.longrope(dims)?,
             "gguf_factors" => RopeScaling::Factors(self.divisors("factors", dims)?),
@@ -443,8 +468,8 @@ impl Rope<'_, '_> {
     /// One divisor above zero for each pair of `dims`.
     fn divisors(&self, key: &str, dims: usize) -> Result<Vec<f64>> {
         let list = self.p.opt_numbers(key)?.unwrap_or_default();
-        if list.len() != dims / 2 || list.iter().any(|x| *x <= 0.0) {
-            return Err(self.p.unsupported(key, &format!("{} numbers above zero", dims / 2)));
+        if list.len() != dims.div_ceil(2) || list.iter().any(|x| *x <= 0.0) {
+            return Err(self.p.unsupported(key, &format!("{} numbers above zero", dims.div_ceil(2))));
         }
         Ok(list)
     }
