@@ -15,6 +15,8 @@ pub struct Config<'a> {
     map: &'a Map<String, Value>,
     /// Counts where the object has none.
     counts: &'static [(&'static str, usize)],
+    /// `max_position_embeddings` where nothing says.
+    positions: Option<usize>,
 }
 
 impl<'a> Config<'a> {
@@ -24,12 +26,17 @@ impl<'a> Config<'a> {
     /// [`Error::Config`] otherwise.
     pub fn new(value: &'a Value) -> Result<Self> {
         let map = value.as_object().ok_or_else(|| wrong("the file", "an object", Some(value)))?;
-        Ok(Self { map, counts: &[] })
+        Ok(Self { map, counts: &[], positions: None })
     }
 
     /// This view with `counts` where the object has none: what a family's files may leave out.
     pub fn with_counts(self, counts: &'static [(&'static str, usize)]) -> Self {
         Self { counts, ..self }
+    }
+
+    /// This view of a model that was made for `positions` if `max_position_embeddings` is absent.
+    pub fn with_positions(self, positions: usize) -> Self {
+        Self { positions: Some(positions), ..self }
     }
 
     /// The keys that are there.
@@ -208,7 +215,7 @@ impl<'a> Config<'a> {
     pub fn object(&self, key: &str) -> Result<Option<Config<'a>>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let map = value.as_object().ok_or_else(|| wrong(key, "an object", Some(value)))?;
-        Ok(Some(Config { map, counts: &[] }))
+        Ok(Some(Config { map, counts: &[], positions: None }))
     }
 
     /// The error for a value that this library does not know what to do with.
@@ -318,7 +325,7 @@ impl<'a> Config<'a> {
             }
             None => self.rope_object()?.map_or(&own, |p| p.map),
         };
-        let rope = Rope { config: *self, p: Config { map, counts: &[] } };
+        let rope = Rope { config: *self, p: Config { map, counts: &[], positions: None } };
         rope.spec(head_dim, theta, part)
     }
 }
@@ -417,7 +424,8 @@ impl Rope<'_, '_> {
     }
 
     fn max_positions(&self) -> Result<usize> {
-        self.config.count("max_position_embeddings")
+        let key = "max_position_embeddings";
+        self.config.positions.map_or_else(|| self.config.count(key), |n| self.config.count_or(key, n))
     }
 
     fn original(&self) -> Result<usize> {

@@ -63,6 +63,7 @@ pub(super) struct Ranks {
 pub(super) fn latent(c: &Config<'_>, spec: &mut DecoderSpec, ranks: &Ranks) -> Result<()> {
     let rope_dim = c.count_or("qk_rope_head_dim", ranks.rope)?;
     let nope_dim = c.count_or("qk_nope_head_dim", ranks.nope)?;
+    let c = &spec.context.map_or(*c, |n| c.with_positions(n));
     let mut rope = c.rope(rope_dim, 10_000.0, None)?;
     if c.flag("rope_interleave", true)? {
         rope.pairing = Pairing::Interleaved;

@@ -28,7 +28,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         truncate: false,
         attention_factor: 0.1 * 32f64.ln() + 1.0,
     };
-    default_scaling(c, &mut spec, 150_000.0, scaling)?;
+    default_scaling(c, &mut spec, c.positive_or("rope_theta", 150_000.0)?, scaling)?;
     let bias = bias_or(c, "attention_bias", true)?;
     let window = c.count_or("sliding_window", 128)?;
     let sliding = c.sliding_layers(spec.layers.len(), |i| i % 2 == 0)?;

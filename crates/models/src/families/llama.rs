@@ -112,6 +112,7 @@ pub(super) fn attention(
     if heads % kv_heads != 0 {
         return Err(c.unsupported("num_key_value_heads", &format!("a divisor of {heads} heads")));
     }
+    let c = c.with_positions(defaults.context);
     let mut rope = c.partial_rope(head_dim, defaults.theta, defaults.part, defaults.rope_of)?;
     rope.pairing = defaults.pairing;
     let context = match rope.scaling {
@@ -125,8 +126,8 @@ pub(super) fn attention(
     Ok((attn, context))
 }
 
-/// Stretches all rope by `scaling`, the default of the configuration's class, if no key says anything of rope but its base,
-/// which is `theta` by default.
+/// Stretches all rope, whose base is `theta` then, by `scaling`, the default of the configuration's class, if neither
+/// `rope_parameters` nor `rope_scaling` is there.
 pub(super) fn default_scaling(
     c: &Config<'_>,
     spec: &mut DecoderSpec,
@@ -137,7 +138,7 @@ pub(super) fn default_scaling(
         return Ok(());
     }
     let head_dim = spec.attentions().next().map_or(0, |attn| attn.params.head_dim);
-    let rope = RopeSpec { scaling, ..c.rope(head_dim, theta, None)? };
+    let rope = RopeSpec { scaling, theta, ..c.rope(head_dim, theta, None)? };
     let rope = Arc::new(RotaryEmbedding::new(rope));
     spec.attentions().for_each(|attn| attn.rope = Some(rope.clone()));
     Ok(())
