@@ -61,9 +61,10 @@ pub(super) fn mix(
 
 /// A mixture by sigmoid with corrections, without what all rows use.
 pub(super) fn mixture(c: &Config<'_>, dim: usize, act: Activation, default: &Mixture) -> Result<MoeSpec> {
-    for (key, known) in [("scoring_func", "sigmoid"), ("topk_method", "noaux_tc")] {
-        if c.get(key).is_some_and(|v| v.as_str() != Some(known)) {
-            return Err(c.unsupported(key, known));
+    // The files of dots1 call the score by the method's name.
+    for (key, known) in [("scoring_func", &["sigmoid", "noaux_tc"][..]), ("topk_method", &["noaux_tc"])] {
+        if c.get(key).is_some_and(|v| v.as_str().is_none_or(|v| !known.contains(&v))) {
+            return Err(c.unsupported(key, known[0]));
         }
     }
     let hidden = c.count_or("moe_intermediate_size", default.hidden)?;
