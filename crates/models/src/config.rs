@@ -142,12 +142,12 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// A truth value, or `default`.
+    /// A truth value, where null is false as in Python, or `default` if the key is absent.
     ///
     /// # Errors
-    /// Neither true nor false.
+    /// Neither true, false nor null.
     pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
-        let Some(value) = self.get(key) else { return Ok(default) };
+        let Some(value) = self.get(key) else { return Ok(default && !self.has(key)) };
         value.as_bool().ok_or_else(|| wrong(key, "true or false", Some(value)))
     }
 
@@ -405,6 +405,10 @@ impl Rope<'_, '_> {
             },
             // The first phi3 files call longrope so.
             "yarn" if p.get("short_factor").is_some() => self.longrope(dims)?,
+            // The ramp of transformers has a value for each whole pair.
+            "yarn" if !dims.is_multiple_of(2) => {
+                return Err(p.unsupported("rope_type", "another: the number of rotated values is odd"));
+            }
             "yarn" => self.yarn()?,
             "longrope" | "su" => self.longrope(dims)?,
             "gguf_factors" => RopeScaling::Factors(self.divisors("factors", dims)?),
