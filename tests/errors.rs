@@ -295,7 +295,7 @@ fn frequencies_without_sense() {
         rope(json!({"rope_theta": -10_000}), &["rope_theta"]),
         rope(json!({"partial_rotary_factor": 0.01}), &["partial_rotary_factor"]),
         rope(json!({"partial_rotary_factor": 2}), &["partial_rotary_factor"]),
-        rope(json!({"partial_rotary_factor": 0.2}), &["partial_rotary_factor", "even"]),
+        (with_config("llama", &json!({"head_dim": 15})), &["partial_rotary_factor", "pairs", "15"]),
         rope(long(json!([1]), ones.clone()), &["short_factor", "8 numbers"]),
         rope(long(ones.clone(), json!([0, 1, 1, 1, 1, 1, 1, 1])), &["long_factor"]),
         rope(long(ones.clone(), json!("long")), &["long_factor"]),

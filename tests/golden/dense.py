@@ -14,7 +14,8 @@ def with_masks(t):
     return t
 
 CASES = {
-    "gpt-neox": case("gpt_neox", NEOX),
+    "gpt-neox": case("gpt_neox", NEOX, seed="gpt-neox"),
+    "gpt-neox-odd": case("gpt_neox", {**NEOX, "rope_parameters": rope("default", partial_rotary_factor=0.2)}, seed="gpt-neox"),
     "gpt-neox-sequential": case("gpt_neox", {**NEOX, "use_parallel_residual": False, "attention_bias": False, "tie_word_embeddings": True}),
     "gpt-neox-legacy": case("gpt_neox", {**NEOX, "rope_parameters": rope("default", rope_theta=5000.0, partial_rotary_factor=0.5)}, drop=["rope_parameters", "attention_bias"], edit=dict(rotary_pct=0.5, rotary_emb_base=5000), tensors=with_masks),
     "phi": case("phi", s(num_hidden_layers=2, num_attention_heads=2)),

@@ -48,6 +48,7 @@ LOCAL = dict(TWO, num_local_experts=4, num_experts_per_tok=2)
 MLA = dict(num_hidden_layers=3, num_key_value_heads=4, kv_lora_rank=12, qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=12, n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=16)
 YARN = rope("yarn", factor=8.0, original_max_position_embeddings=32, mscale=0.7, mscale_all_dim=1.0, beta_fast=4, beta_slow=1)
 ROUTED = dict(TWO, n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=16, first_k_dense_replace=1)
+GPT_OSS = dict(LOCAL, head_dim=16, sliding_window=8, swiglu_limit=1.5, attention_bias=False, tie_word_embeddings=True, layer_types=["full_attention", "sliding_attention"])
 LLAMA4 = dict(num_hidden_layers=4, head_dim=16, intermediate_size=16, intermediate_size_mlp=40, num_local_experts=4, attention_chunk_size=16, rope_parameters=rope("default", rope_theta=5e5))
 
 CASES = {
@@ -62,7 +63,8 @@ CASES = {
     "phimoe": case("phimoe", s(**LOCAL, attention_bias=True, lm_head_bias=True, router_jitter_noise=0.1, sliding_window=12), prompt_len=32),
     "phimoe-longrope": case("phimoe", s(**LOCAL, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=128, rope_parameters=longrope(original_max_position_embeddings=32, short_mscale=1.2, long_mscale=1.2)), prompt_len=20),
     "granitemoe": case("granitemoe", s(**{**LOCAL, "num_experts_per_tok": 3}, embedding_multiplier=4.0, logits_scaling=3.0, residual_multiplier=0.4, attention_multiplier=0.2, tie_word_embeddings=True)),
-    "gpt-oss-limit": case("gpt_oss", s(**LOCAL, head_dim=16, sliding_window=8, swiglu_limit=1.5, attention_bias=False, tie_word_embeddings=True, layer_types=["full_attention", "sliding_attention"]), prompt_len=32),
+    "gpt-oss-limit": case("gpt_oss", s(**GPT_OSS), prompt_len=32, seed="gpt-oss-limit"),
+    "gpt-oss-no-rope-keys": case("gpt_oss", s(**GPT_OSS), prompt_len=32, seed="gpt-oss-limit", drop=["rope_parameters"]),
     "gpt-oss-mxfp4": case("gpt_oss", s(**LOCAL, head_dim=16, sliding_window=8), tensors=as_mxfp4, edit=dict(quantization_config=dict(quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]))),
     "deepseek-v3-groups": case("deepseek_v3", s(**MLA, q_lora_rank=20, n_group=4, topk_group=2, n_shared_experts=2, first_k_dense_replace=1, rope_parameters=YARN, attention_bias=True), tensors=corrected),
     "deepseek-v3-halves": case("deepseek_v3", s(**MLA, q_lora_rank=None, n_group=1, topk_group=1, n_shared_experts=1, first_k_dense_replace=2, rope_interleave=False, norm_topk_prob=False, routed_scaling_factor=1.7, tie_word_embeddings=True), tensors=corrected, legacy_config=True, edit=dict(num_nextn_predict_layers=1)),

@@ -23,6 +23,7 @@ FALCON_H1 = dict(num_hidden_layers=2, mamba_d_ssm=48, mamba_n_heads=6, mamba_d_h
 FALCON_H1_FACTORS = dict(embedding_multiplier=3.0, lm_head_multiplier=0.7, mlp_multipliers=[0.8, 1.3], key_multiplier=0.6, attention_out_multiplier=1.2, attention_in_multiplier=0.9, ssm_multipliers=[0.9, 1.1, 0.8, 1.2, 0.7], ssm_in_multiplier=1.1, ssm_out_multiplier=0.6)
 NEMOTRON_H = dict(hidden_size=32, intermediate_size=48, vocab_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16, ssm_state_size=8, mamba_num_heads=4, mamba_head_dim=8, n_groups=2, chunk_size=8, max_position_embeddings=256)
 NEMOTRON_MOE = dict(NEMOTRON_H, n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=16, moe_shared_expert_intermediate_size=24)
+MINIMAX = s(num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"], num_local_experts=4, head_dim=12, block_size=8, full_attn_alpha_factor=0.9, full_attn_beta_factor=1.1, linear_attn_alpha_factor=0.8, linear_attn_beta_factor=1.2, mlp_alpha_factor=0.7, mlp_beta_factor=1.3)
 GRIFFIN = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=1, intermediate_size=64, vocab_size=96, attention_window_size=12)
 
 QWEN_MOE = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=24)
@@ -37,7 +38,8 @@ CASES = {
     "qwen3-5-moe": case("qwen3_5_moe_text", s(**{**GDN, "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}, **QWEN_MOE)),
     "jamba": case("jamba", s(**JAMBA, num_experts=4)),
     # Decays are stored: in float32, so that they are what the formula gives.
-    "minimax": case("minimax", s(num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"], num_local_experts=4, head_dim=12, block_size=8, full_attn_alpha_factor=0.9, full_attn_beta_factor=1.1, linear_attn_alpha_factor=0.8, linear_attn_beta_factor=1.2, mlp_alpha_factor=0.7, mlp_beta_factor=1.3), dtype="float32"),
+    "minimax": case("minimax", MINIMAX, seed="minimax", dtype="float32"),
+    "minimax-epsilon": case("minimax", {**MINIMAX, "rms_norm_eps": 0.05}, seed="minimax", dtype="float32"),
     "kimi-linear": case("kimi_linear", s(**KIMI)),
     "mamba-biases": case("mamba", dict(**MAMBA, use_bias=True, use_conv_bias=False, conv_kernel=3, time_step_rank=5, tie_word_embeddings=False), legacy_config=True),
     "falcon-mamba": case("falcon_mamba", dict(**MAMBA, mixer_rms_eps=1e-3)),

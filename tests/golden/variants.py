@@ -48,6 +48,7 @@ CASES = {
     # llama: rope
     "llama-rope-default": llama_rope(rope("default", rope_theta=500.0)),
     "llama-rope-linear": llama_rope(rope("linear", factor=4.0)),
+    "llama-rope-both": llama_rope(rope("default", rope_theta=500.0), edit=dict(rope_theta=20000.0, rope_scaling=dict(type="linear", factor=2.5))),
     "llama-rope-linear-legacy": llama_rope(rope("linear", factor=2.5, rope_theta=20000.0), edit=dict(rope_theta=20000.0, rope_scaling=dict(type="linear", factor=2.5)), drop=["rope_parameters"]),
     "llama-rope-dynamic-cross": llama_rope(rope("dynamic", factor=4.0), 40),
     "llama-rope-dynamic-beyond": llama_rope(rope("dynamic", factor=2.0), 32, prompt_len=48),

@@ -15,6 +15,8 @@ pub struct Config<'a> {
     map: &'a Map<String, Value>,
     /// Counts where the object has none.
     counts: &'static [(&'static str, usize)],
+    /// `max_position_embeddings` where nothing says.
+    positions: Option<usize>,
 }
 
 impl<'a> Config<'a> {
@@ -24,12 +26,17 @@ impl<'a> Config<'a> {
     /// [`Error::Config`] otherwise.
     pub fn new(value: &'a Value) -> Result<Self> {
         let map = value.as_object().ok_or_else(|| wrong("the file", "an object", Some(value)))?;
-        Ok(Self { map, counts: &[] })
+        Ok(Self { map, counts: &[], positions: None })
     }
 
     /// This view with `counts` where the object has none: what a family's files may leave out.
     pub fn with_counts(self, counts: &'static [(&'static str, usize)]) -> Self {
         Self { counts, ..self }
+    }
+
+    /// This view of a model that was made for `positions` if `max_position_embeddings` is absent.
+    pub fn with_positions(self, positions: usize) -> Self {
+        Self { positions: Some(positions), ..self }
     }
 
     /// The keys that are there.
@@ -135,12 +142,12 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// A truth value, or `default`.
+    /// A truth value, where null is false as in Python, or `default` if the key is absent.
     ///
     /// # Errors
-    /// Neither true nor false.
+    /// Neither true, false nor null.
     pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
-        let Some(value) = self.get(key) else { return Ok(default) };
+        let Some(value) = self.get(key) else { return Ok(default && !self.has(key)) };
         value.as_bool().ok_or_else(|| wrong(key, "true or false", Some(value)))
     }
 
@@ -208,7 +215,7 @@ impl<'a> Config<'a> {
     pub fn object(&self, key: &str) -> Result<Option<Config<'a>>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let map = value.as_object().ok_or_else(|| wrong(key, "an object", Some(value)))?;
-        Ok(Some(Config { map, counts: &[] }))
+        Ok(Some(Config { map, counts: &[], positions: None }))
     }
 
     /// The error for a value that this library does not know what to do with.
@@ -266,6 +273,18 @@ impl<'a> Config<'a> {
         Ok(kinds.into_iter().map(|kind| kind == names[1]).collect())
     }
 
+    /// What is said of rope for all layers: `rope_scaling` of older files, which wins where both are there, or
+    /// `rope_parameters`.
+    ///
+    /// # Errors
+    /// Not an object.
+    pub fn rope_object(&self) -> Result<Option<Config<'a>>> {
+        match self.object("rope_scaling")?.filter(|p| !p.map.is_empty()) {
+            Some(scaling) => Ok(Some(scaling)),
+            None => self.object("rope_parameters"),
+        }
+    }
+
     /// The rotary embedding of heads of `head_dim` values: `rope_parameters` (its part `layer_type` if it is nested),
     /// or `rope_theta` and `rope_scaling` of older files. `theta` where no key says.
     ///
@@ -286,22 +305,33 @@ impl<'a> Config<'a> {
         part: f64,
         layer_type: Option<&str>,
     ) -> Result<RopeSpec> {
-        let all = self.object("rope_parameters")?;
-        let p = match all {
-            Some(p) if p.map.values().any(Value::is_object) => {
+        let nested = self.object("rope_parameters")?.filter(|all| all.map.values().any(Value::is_object));
+        let mut own = Map::new();
+        let map = match nested {
+            Some(all) => {
                 // Of families whose layers don't differ, or that ask for each kind afterwards: the usual kind.
-                let layer_type = layer_type.unwrap_or("full_attention");
+                let layer_type = layer_type.unwrap_or(FULL);
                 let want = format!("an entry {layer_type}");
-                Some(p.object(layer_type)?.ok_or_else(|| self.unsupported("rope_parameters", &want))?)
+                let part =
+                    all.object(layer_type)?.ok_or_else(|| self.unsupported("rope_parameters", &want))?;
+                match self.object("rope_scaling")?.filter(|_| layer_type == FULL) {
+                    Some(scaling) => {
+                        own.extend(part.map.clone());
+                        own.extend(scaling.map.clone());
+                        &own
+                    }
+                    None => part.map,
+                }
             }
-            Some(p) => Some(p),
-            None => self.object("rope_scaling")?,
+            None => self.rope_object()?.map_or(&own, |p| p.map),
         };
-        let empty = Map::new();
-        let rope = Rope { config: *self, p: Config { map: p.map_or(&empty, |p| p.map), counts: &[] } };
+        let rope = Rope { config: *self, p: Config { map, counts: &[], positions: None } };
         rope.spec(head_dim, theta, part)
     }
 }
+
+/// Layers that see everything.
+const FULL: &str = "full_attention";
 
 /// Rope parameters beside the configuration that fills their gaps.
 struct Rope<'a, 'p> {
@@ -339,8 +369,8 @@ impl Rope<'_, '_> {
             });
         }
         let dims = (head_dim as f64 * part) as usize;
-        if dims == 0 || !dims.is_multiple_of(2) || dims > head_dim {
-            let want = format!("an even number of rotated values of {head_dim}");
+        if dims == 0 || dims.next_multiple_of(2) > head_dim {
+            let want = format!("pairs of rotated values of {head_dim}");
             return Err(wrong("partial_rotary_factor", &want, Some(&part.into())));
         }
         let scaling = self.scaling(dims)?;
@@ -373,6 +403,12 @@ impl Rope<'_, '_> {
                 high: p.positive_or("high_freq_factor", 4.0)?,
                 original: self.original()? as f64,
             },
+            // The first phi3 files call longrope so.
+            "yarn" if p.get("short_factor").is_some() => self.longrope(dims)?,
+            // The ramp of transformers has a value for each whole pair.
+            "yarn" if !dims.is_multiple_of(2) => {
+                return Err(p.unsupported("rope_type", "another: the number of rotated values is odd"));
+            }
             "yarn" => self.yarn()?,
             "longrope" | "su" => self.longrope(dims)?,
             "gguf_factors" => RopeScaling::Factors(self.divisors("factors", dims)?),
@@ -392,7 +428,8 @@ impl Rope<'_, '_> {
     }
 
     fn max_positions(&self) -> Result<usize> {
-        self.config.count("max_position_embeddings")
+        let key = "max_position_embeddings";
+        self.config.positions.map_or_else(|| self.config.count(key), |n| self.config.count_or(key, n))
     }
 
     fn original(&self) -> Result<usize> {
@@ -443,8 +480,8 @@ impl Rope<'_, '_> {
     /// One divisor above zero for each pair of `dims`.
     fn divisors(&self, key: &str, dims: usize) -> Result<Vec<f64>> {
         let list = self.p.opt_numbers(key)?.unwrap_or_default();
-        if list.len() != dims / 2 || list.iter().any(|x| *x <= 0.0) {
-            return Err(self.p.unsupported(key, &format!("{} numbers above zero", dims / 2)));
+        if list.len() != dims.div_ceil(2) || list.iter().any(|x| *x <= 0.0) {
+            return Err(self.p.unsupported(key, &format!("{} numbers above zero", dims.div_ceil(2))));
         }
         Ok(list)
     }

@@ -12,6 +12,17 @@ pub(crate) fn plain(_: &DecoderSpec, _: &dyn WeightSource) -> Layout {
     Box::new(|name| Origin::Tensor(name.to_owned()))
 }
 
+/// `layout` where the table of embeddings is the head, too, unless a head is stored, which may have a bias of its own.
+pub(crate) fn with_head(source: &dyn WeightSource, layout: Layout) -> Layout {
+    let stored = |name: &str| matches!(source.get(name), Ok(Some(_)));
+    if matches!(layout(HEAD), Origin::Tensor(name) if stored(&name)) {
+        return layout;
+    }
+    Box::new(move |name| layout(if name == HEAD { "model.embed_tokens.weight" } else { name }))
+}
+
+const HEAD: &str = "lm_head.weight";
+
 /// `model.layers.{i}.{rest}` as `(i, rest)`.
 pub(crate) fn layer_of(name: &str) -> Option<(usize, &str)> {
     let (i, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;

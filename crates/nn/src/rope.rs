@@ -84,7 +84,7 @@ pub enum RopeScaling {
 pub struct RopeSpec {
     /// Values of a head.
     pub head_dim: usize,
-    /// Values of a head that are rotated, from its first.
+    /// Values of a head that are rotated, from its first; of an odd number, the one after the last too.
     pub dims: usize,
     /// Base of the frequencies.
     pub theta: f64,
@@ -137,7 +137,7 @@ impl RotaryEmbedding {
 
 impl RopeSpec {
     fn rope(&self, len: usize) -> Rope {
-        let inv_freq = (0..self.dims / 2).map(|i| self.inv_freq(i, len) as f32).collect();
+        let inv_freq = (0..self.dims.div_ceil(2)).map(|i| self.inv_freq(i, len) as f32).collect();
         let scale = match self.scaling {
             RopeScaling::Yarn { attention_factor, .. } | RopeScaling::LongRope { attention_factor, .. } => {
                 attention_factor as f32

@@ -1,9 +1,9 @@
 //! Apertus: Llama with head norms and a plain feed-forward layer with xIELU, whose numbers are learned.
 
-use rillm_nn::{MlpKind, Origin, QkNorm, RopeScaling, RopeSpec, RotaryEmbedding, WeightSource};
+use rillm_nn::{MlpKind, Origin, QkNorm, RopeScaling, WeightSource};
 use rillm_tensor_core::Activation;
 
-use super::llama::{DEFAULTS, Defaults, bias, biases, follow};
+use super::llama::{DEFAULTS, Defaults, bias, biases, default_scaling, follow};
 use crate::names::renamed;
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Result};
 
@@ -17,14 +17,8 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     biases(&mut spec, bias(c, "attention_bias")?, rillm_nn::Bias::None);
     let qk_norm = QkNorm::heads(spec.norm);
     spec.attentions().for_each(|attn| attn.qk_norm = Some(qk_norm));
-    if c.get("rope_parameters").is_none() && c.get("rope_scaling").is_none() {
-        // The stretch that the configuration's class has by default.
-        let scaling = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192.0 };
-        let head_dim = spec.attentions().next().map_or(0, |attn| attn.params.head_dim);
-        let rope = RopeSpec { scaling, ..c.rope(head_dim, 12e6, None)? };
-        let rope = std::sync::Arc::new(RotaryEmbedding::new(rope));
-        spec.attentions().for_each(|attn| attn.rope = Some(rope.clone()));
-    }
+    let scaling = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192.0 };
+    default_scaling(c, &mut spec, 12e6, scaling)?;
     Ok(spec)
 }
 

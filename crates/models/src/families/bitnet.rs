@@ -2,23 +2,16 @@
 
 use rillm_tensor_core::Activation;
 
-use super::llama::{DEFAULTS, Defaults, bias, biases, follow};
+use super::llama::{DEFAULTS, Defaults, bias, biases, counts, follow};
 use crate::{Config, DecoderFamily, DecoderSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["bitnet"], spec);
 
-const COUNTS: [(&str, usize); 6] = [
-    ("vocab_size", 128_256),
-    ("hidden_size", 2560),
-    ("intermediate_size", 6912),
-    ("num_hidden_layers", 30),
-    ("num_attention_heads", 20),
-    ("num_key_value_heads", 5),
-];
+const COUNTS: [(&str, usize); 5] = counts([128_256, 2560, 6912, 30, 20]);
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let c = &c.with_counts(&COUNTS);
-    let defaults = Defaults { eps: 1e-5, theta: 500_000.0, context: 2048, ..DEFAULTS };
+    let defaults = Defaults { eps: 1e-5, theta: 500_000.0, context: 2048, kv_heads: Some(5), ..DEFAULTS };
     let mut spec = follow(c, &defaults)?;
     let (act, norm) = (c.activation("hidden_act", Activation::Relu2)?, Some(spec.norm));
     let attn_bias = bias(c, "attention_bias")?;

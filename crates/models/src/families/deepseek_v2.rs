@@ -6,7 +6,7 @@ use rillm_nn::{MlaSpec, MlpSpec, MoeSpec, NormKind, RopeScaling, RotaryEmbedding
 use rillm_tensor_core::{GroupScore, Pairing};
 
 use super::deepseek_v3::{all_use, groups, ignored, number_or};
-use super::llama::{DEFAULTS, bias, biases, follow};
+use super::llama::{DEFAULTS, Defaults, bias, biases, follow};
 use super::mixtral::{check_choice, experts_of};
 use super::qwen3_moe::plain_layout;
 use crate::{Config, DecoderFamily, DecoderSpec, MixerSpec, Result};
@@ -15,7 +15,7 @@ pub(super) const FAMILY: DecoderFamily =
     DecoderFamily { layout: plain_layout, ignored, ..DecoderFamily::new(&["deepseek_v2"], spec) };
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
-    let mut spec = follow(c, &DEFAULTS)?;
+    let mut spec = follow(c, &Defaults { head_dim: rotated(c, 64)?, ..DEFAULTS })?;
     biases(&mut spec, bias(c, "attention_bias")?, bias(c, "mlp_bias")?);
     latent(c, &mut spec, &Ranks { q: Some(1536), kv: 512, nope: 128, rope: 64, v: 128 })?;
     let hidden = c.count_or("moe_intermediate_size", 1407)?;
@@ -45,6 +45,11 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     Ok(spec)
 }
 
+/// What counts as the size of heads: the part that is rotated, `default` where no key says.
+pub(super) fn rotated(c: &Config<'_>, default: usize) -> Result<Option<usize>> {
+    c.count_or("qk_rope_head_dim", default).map(Some)
+}
+
 /// Dimensions of latent attention where no key says.
 pub(super) struct Ranks {
     pub q: Option<usize>,
@@ -58,6 +63,7 @@ pub(super) struct Ranks {
 pub(super) fn latent(c: &Config<'_>, spec: &mut DecoderSpec, ranks: &Ranks) -> Result<()> {
     let rope_dim = c.count_or("qk_rope_head_dim", ranks.rope)?;
     let nope_dim = c.count_or("qk_nope_head_dim", ranks.nope)?;
+    let c = &spec.context.map_or(*c, |n| c.with_positions(n));
     let mut rope = c.rope(rope_dim, 10_000.0, None)?;
     if c.flag("rope_interleave", true)? {
         rope.pairing = Pairing::Interleaved;
@@ -85,10 +91,7 @@ pub(super) fn latent(c: &Config<'_>, spec: &mut DecoderSpec, ranks: &Ranks) -> R
 
 /// What stretched contexts add to the factor on scores: `(0.1 m ln(factor) + 1)²` with `mscale_all_dim`.
 fn mscale(c: &Config<'_>, scaling: &RopeScaling) -> Result<f64> {
-    let p = match c.object("rope_parameters")? {
-        Some(p) => Some(p),
-        None => c.object("rope_scaling")?,
-    };
+    let p = c.rope_object()?;
     let all = p.map_or(Ok(0.0), |p| p.number_or("mscale_all_dim", 0.0))?;
     let factor = match scaling {
         RopeScaling::None => return Ok(1.0),

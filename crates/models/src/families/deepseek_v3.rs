@@ -3,7 +3,7 @@
 use rillm_nn::{Bias, MoeSpec, SharedGate, SharedSpec};
 use rillm_tensor_core::{Activation, GroupScore, Groups, Score};
 
-use super::deepseek_v2::{Ranks, latent};
+use super::deepseek_v2::{Ranks, latent, rotated};
 use super::llama::{DEFAULTS, Defaults, follow};
 use super::mixtral::{check_choice, experts_of};
 use super::qwen3_moe::plain_layout;
@@ -15,7 +15,7 @@ pub(super) const FAMILY: DecoderFamily =
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let ranks = Ranks { q: Some(1536), kv: 512, nope: 128, rope: 64, v: 128 };
-    let mut spec = follow(c, &Defaults { context: 4096, ..DEFAULTS })?;
+    let mut spec = follow(c, &Defaults { context: 4096, head_dim: rotated(c, 64)?, ..DEFAULTS })?;
     latent(c, &mut spec, &ranks)?;
     let dense = number_or(c, "first_k_dense_replace", 3)?;
     let moe =
@@ -61,9 +61,10 @@ pub(super) fn mix(
 
 /// A mixture by sigmoid with corrections, without what all rows use.
 pub(super) fn mixture(c: &Config<'_>, dim: usize, act: Activation, default: &Mixture) -> Result<MoeSpec> {
-    for (key, known) in [("scoring_func", "sigmoid"), ("topk_method", "noaux_tc")] {
-        if c.get(key).is_some_and(|v| v.as_str() != Some(known)) {
-            return Err(c.unsupported(key, known));
+    // The files of dots1 call the score by the method's name.
+    for (key, known) in [("scoring_func", &["sigmoid", "noaux_tc"][..]), ("topk_method", &["noaux_tc"])] {
+        if c.get(key).is_some_and(|v| v.as_str().is_none_or(|v| !known.contains(&v))) {
+            return Err(c.unsupported(key, known[0]));
         }
     }
     let hidden = c.count_or("moe_intermediate_size", default.hidden)?;

@@ -14,6 +14,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         tied: true,
         context: 131_072,
         head_dim: Some(128),
+        kv_heads: Some(2),
         pairing: Pairing::Interleaved,
         ..DEFAULTS
     };

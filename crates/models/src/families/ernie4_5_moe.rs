@@ -1,17 +1,43 @@
 //! ERNIE 4.5 MoE: ERNIE 4.5 with experts chosen by softmax and a correction, in some layers.
 
-use rillm_nn::{Bias, MoeSpec, Origin, WeightSource};
-use rillm_tensor_core::Pairing;
+use rillm_nn::{Bias, CausalLm, MoeSpec, WeightSource};
+use rillm_tensor_core::{FullBackend, Pairing};
 
 use super::deepseek_v3::{all_use, number_or};
 use super::llama::{DEFAULTS, Defaults, bias, biases, follow};
 use super::mixtral::{check_choice, experts_of};
 use crate::experts::{self, ExpertNames, PLAIN};
 use crate::names;
-use crate::{Config, DecoderFamily, DecoderSpec, Layout, Result};
+use crate::{Config, DecoderFamily, DecoderSpec, Family, Layout, Result};
 
 pub(super) const FAMILY: DecoderFamily =
     DecoderFamily { layout, ignored, ..DecoderFamily::new(&["ernie4_5_moe"], spec) };
+
+/// What mlx-lm writes: without the corrections, which it does not apply.
+const UNCORRECTED: DecoderFamily = DecoderFamily { spec: uncorrected, ..FAMILY };
+
+/// The family of either kind of checkpoints.
+#[derive(Debug)]
+pub(super) struct Ernie45Moe;
+
+impl<B: FullBackend> Family<B> for Ernie45Moe {
+    fn model_types(&self) -> &[&'static str] {
+        FAMILY.model_types
+    }
+
+    fn load(&self, config: &Config<'_>, source: &dyn WeightSource, be: &B) -> Result<Box<dyn CausalLm<B>>> {
+        let names = source.names();
+        let any = |end: &str| names.iter().any(|n| n.ends_with(end));
+        let of_mlx = any(".switch_mlp.gate_proj.weight") && !any(".e_score_correction_bias");
+        Family::<B>::load(if of_mlx { &UNCORRECTED } else { &FAMILY }, config, source, be)
+    }
+}
+
+fn uncorrected(c: &Config<'_>) -> Result<DecoderSpec> {
+    let mut spec = spec(c)?;
+    spec.moes().for_each(|moe| moe.correction = Bias::None);
+    Ok(spec)
+}
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let defaults = Defaults {
@@ -55,12 +81,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
 
 fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
     let inside = &[("gate.e_score_correction_bias", "moe_statics.e_score_correction_bias")];
-    let names = experts::layout(spec, source, ExpertNames { inside, ..PLAIN });
-    let has_head = matches!(source.get("lm_head.weight"), Ok(Some(_)));
-    Box::new(move |name| match name {
-        "lm_head.weight" if !has_head => Origin::Tensor("model.embed_tokens.weight".to_owned()),
-        _ => names(name),
-    })
+    names::with_head(source, experts::layout(spec, source, ExpertNames { inside, ..PLAIN }))
 }
 
 /// Layers and norms that predict several tokens ahead.

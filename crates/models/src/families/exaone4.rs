@@ -9,7 +9,7 @@ use crate::{Config, DecoderFamily, DecoderSpec, Norms, Result};
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["exaone4"], spec);
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
-    let mut spec = follow(c, &Defaults { eps: 1e-5, ..DEFAULTS })?;
+    let mut spec = follow(c, &Defaults { eps: 1e-5, kv_heads: Some(32), ..DEFAULTS })?;
     spec.arrange(Norms::Post);
     let window = if c.has("sliding_window") { c.opt_count("sliding_window")? } else { Some(4096) };
     // Without a window the pattern says nothing, and is 0.

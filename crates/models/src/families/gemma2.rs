@@ -3,12 +3,16 @@
 use rillm_tensor_core::Activation;
 
 use super::gemma::family;
+use super::llama::counts;
 use crate::{Config, DecoderFamily, DecoderSpec, Norms, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["gemma2"], spec);
 
+const COUNTS: [(&str, usize); 5] = counts([256_000, 2304, 9216, 26, 8]);
+
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
-    let mut spec = family(c, c.activation("hidden_activation", Activation::GeluTanh)?)?;
+    let c = &c.with_counts(&COUNTS);
+    let mut spec = family(c, c.activation("hidden_activation", Activation::GeluTanh)?, 4)?;
     caps_and_scale(c, &mut spec, [Some(50.0), Some(30.0)])?;
     let window = c.count_or("sliding_window", 4096)?;
     let sliding = c.sliding_layers(spec.layers.len(), |i| i % 2 == 0)?;

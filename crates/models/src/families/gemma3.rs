@@ -7,26 +7,17 @@ use rillm_tensor_core::Activation;
 
 use super::gemma::family;
 use super::gemma2::caps_and_scale;
+use super::llama::counts;
 use crate::{Config, DecoderFamily, DecoderSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["gemma3_text"], spec);
 
 /// Files of the models that also see leave out what is the default.
-const COUNTS: [(&str, usize); 6] = [
-    ("vocab_size", 262_208),
-    ("hidden_size", 2304),
-    ("intermediate_size", 9216),
-    ("num_hidden_layers", 26),
-    ("num_attention_heads", 8),
-    ("num_key_value_heads", 4),
-];
+const COUNTS: [(&str, usize); 5] = counts([262_208, 2304, 9216, 26, 8]);
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let c = &c.with_counts(&COUNTS);
-    if c.flag("use_bidirectional_attention", false)? {
-        return Err(c.unsupported("use_bidirectional_attention", "false"));
-    }
-    let mut spec = family(c, c.activation("hidden_activation", Activation::GeluTanh)?)?;
+    let mut spec = family(c, c.activation("hidden_activation", Activation::GeluTanh)?, 4)?;
     caps_and_scale(c, &mut spec, [None, None])?;
     spec.context = Some(c.count_or("max_position_embeddings", 131_072)?);
     let head_dim = spec.attentions().next().map_or(0, |attn| attn.params.head_dim);

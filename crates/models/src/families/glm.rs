@@ -15,6 +15,7 @@ pub(super) fn family(c: &Config<'_>) -> Result<DecoderSpec> {
         eps: 1.5625e-7,
         context: 131_072,
         head_dim: Some(128),
+        kv_heads: Some(2),
         part: 0.5,
         pairing: Pairing::Interleaved,
         ..DEFAULTS

@@ -1,6 +1,6 @@
 //! GLM 4.7 Flash: DeepSeek V3 with layers that say whether they are dense.
 
-use super::deepseek_v2::{Ranks, latent};
+use super::deepseek_v2::{Ranks, latent, rotated};
 use super::deepseek_v3::{Mixture, ignored, mix, number_or};
 use super::llama::{DEFAULTS, Defaults, follow};
 use super::qwen3_moe::plain_layout;
@@ -10,7 +10,8 @@ pub(super) const FAMILY: DecoderFamily =
     DecoderFamily { layout: plain_layout, ignored, ..DecoderFamily::new(&["glm4_moe_lite"], spec) };
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
-    let mut spec = follow(c, &Defaults { eps: 1e-5, context: 202_752, ..DEFAULTS })?;
+    let mut spec =
+        follow(c, &Defaults { eps: 1e-5, context: 202_752, head_dim: rotated(c, 64)?, ..DEFAULTS })?;
     latent(c, &mut spec, &Ranks { q: Some(768), kv: 512, nope: 192, rope: 64, v: 256 })?;
     let sparse = sparse_layers(c, spec.layers.len())?;
     let moe =

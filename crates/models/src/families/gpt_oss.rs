@@ -1,9 +1,9 @@
 //! gpt-oss: attention with sinks and a window in every other layer, experts with biases and cut-off gates.
 
-use rillm_nn::{Bias, MoeSpec, WeightSource};
+use rillm_nn::{Bias, MoeSpec, RopeScaling, WeightSource};
 use rillm_tensor_core::{Activation, Score};
 
-use super::llama::{DEFAULTS, Defaults, bias_or, follow};
+use super::llama::{DEFAULTS, Defaults, bias_or, default_scaling, follow};
 use super::mixtral::{check_choice, experts_of};
 use crate::experts::{self, ExpertNames, Fused, PLAIN};
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Result};
@@ -20,6 +20,15 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         ..DEFAULTS
     };
     let mut spec = follow(c, &defaults)?;
+    let scaling = RopeScaling::Yarn {
+        factor: 32.0,
+        original: 4096.0,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        truncate: false,
+        attention_factor: 0.1 * 32f64.ln() + 1.0,
+    };
+    default_scaling(c, &mut spec, c.positive_or("rope_theta", 150_000.0)?, scaling)?;
     let bias = bias_or(c, "attention_bias", true)?;
     let window = c.count_or("sliding_window", 128)?;
     let sliding = c.sliding_layers(spec.layers.len(), |i| i % 2 == 0)?;

@@ -14,6 +14,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         theta: 100_000.0,
         context: 4096,
         head_dim: Some(128),
+        kv_heads: Some(20),
         pairing: Pairing::Interleaved,
         ..DEFAULTS
     };

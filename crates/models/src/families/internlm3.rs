@@ -6,7 +6,10 @@ use crate::{Config, DecoderFamily, DecoderSpec, Result};
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["internlm3"], spec);
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
-    let mut spec = follow(c, &Defaults { eps: 1e-5, context: 32_768, head_dim: Some(128), ..DEFAULTS })?;
+    let mut spec = follow(
+        c,
+        &Defaults { eps: 1e-5, context: 32_768, head_dim: Some(128), kv_heads: Some(2), ..DEFAULTS },
+    )?;
     let key = |new, old| if c.has(new) { bias(c, new) } else { bias(c, old) };
     let (qkv, others) = (key("attention_bias", "qkv_bias")?, key("mlp_bias", "bias")?);
     biases(&mut spec, qkv, others);

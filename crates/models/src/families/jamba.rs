@@ -14,7 +14,8 @@ pub(super) const FAMILY: DecoderFamily = DecoderFamily { layout, ..DecoderFamily
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     c.only("hidden_act", "silu")?;
     let (dim, norm) = (c.count_or("hidden_size", 4096)?, c.rms_norm(1e-6)?);
-    let (mut attn, context) = attention(c, dim, &Defaults { context: 262_144, ..DEFAULTS })?;
+    let (mut attn, context) =
+        attention(c, dim, &Defaults { context: 262_144, kv_heads: Some(8), ..DEFAULTS })?;
     attn.rope = None;
     let mamba = MambaSpec {
         dim,

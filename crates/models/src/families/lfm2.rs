@@ -18,7 +18,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
 /// The decoder whose layer `i` has feed-forward layer `mlp(i)`.
 pub(super) fn decoder(c: &Config<'_>, dim: usize, mlp: impl Fn(usize) -> MixerSpec) -> Result<DecoderSpec> {
     let norm = NormKind::Rms { eps: c.positive_or("norm_eps", 1e-5)? as f32 };
-    let defaults = Defaults { theta: 1_000_000.0, context: 128_000, ..DEFAULTS };
+    let defaults = Defaults { theta: 1_000_000.0, context: 128_000, kv_heads: Some(8), ..DEFAULTS };
     let (mut attn, context) = attention(c, dim, &defaults)?;
     attn.qk_norm = Some(QkNorm::heads(norm));
     let conv = GatedConvSpec { dim, taps: c.count_or("conv_L_cache", 3)?, bias: bias(c, "conv_bias")? };

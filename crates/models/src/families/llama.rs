@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rillm_nn::{AttentionSpec, Bias, MlpSpec, RopeScaling, RotaryEmbedding};
+use rillm_nn::{AttentionSpec, Bias, MlpSpec, RopeScaling, RopeSpec, RotaryEmbedding};
 use rillm_tensor_core::{Activation, AttnParams, Pairing};
 
 use crate::{Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, MixerSpec, Norms, Result};
@@ -39,10 +39,25 @@ pub(super) const DEFAULTS: Defaults = Defaults {
 };
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
+    let c = &c.with_counts(&COUNTS);
     let mut spec = follow(c, &DEFAULTS)?;
     biases(&mut spec, bias(c, "attention_bias")?, bias(c, "mlp_bias")?);
     Ok(spec)
 }
+
+/// Counts where the configuration of a class with these defaults is silent, as text parts beside others often are:
+/// tokens, width, width inside feed-forward layers, layers, heads.
+pub(super) const fn counts(of: [usize; 5]) -> [(&'static str, usize); 5] {
+    [
+        ("vocab_size", of[0]),
+        ("hidden_size", of[1]),
+        ("intermediate_size", of[2]),
+        ("num_hidden_layers", of[3]),
+        ("num_attention_heads", of[4]),
+    ]
+}
+
+const COUNTS: [(&str, usize); 5] = counts([32_000, 4096, 11_008, 32, 32]);
 
 /// Gives all projections of attention and of the feed-forward layers biases, or none.
 pub(super) fn biases(spec: &mut DecoderSpec, attn: Bias, mlp: Bias) {
@@ -86,8 +101,9 @@ pub(super) fn attention(
 ) -> Result<(AttentionSpec, Option<usize>)> {
     let heads = c.count("num_attention_heads")?;
     let head_dim = match (c.opt_count("head_dim")?, defaults.head_dim) {
-        (Some(n), _) | (None, Some(n)) => n,
-        (None, None) => (dim / heads).max(1),
+        (Some(n), _) => n,
+        (None, Some(n)) if !c.has("head_dim") => n,
+        _ => (dim / heads).max(1),
     };
     let kv_heads = match defaults.kv_heads {
         Some(n) if !c.has("num_key_value_heads") => n,
@@ -96,6 +112,7 @@ pub(super) fn attention(
     if heads % kv_heads != 0 {
         return Err(c.unsupported("num_key_value_heads", &format!("a divisor of {heads} heads")));
     }
+    let c = c.with_positions(defaults.context);
     let mut rope = c.partial_rope(head_dim, defaults.theta, defaults.part, defaults.rope_of)?;
     rope.pairing = defaults.pairing;
     let context = match rope.scaling {
@@ -107,6 +124,24 @@ pub(super) fn attention(
         ..AttentionSpec::new(dim, AttnParams::new(heads, kv_heads, head_dim))
     };
     Ok((attn, context))
+}
+
+/// Stretches all rope, whose base is `theta` then, by `scaling`, the default of the configuration's class, if neither
+/// `rope_parameters` nor `rope_scaling` is there.
+pub(super) fn default_scaling(
+    c: &Config<'_>,
+    spec: &mut DecoderSpec,
+    theta: f64,
+    scaling: RopeScaling,
+) -> Result<()> {
+    if c.get("rope_parameters").is_some() || c.get("rope_scaling").is_some() {
+        return Ok(());
+    }
+    let head_dim = spec.attentions().next().map_or(0, |attn| attn.params.head_dim);
+    let rope = RopeSpec { scaling, theta, ..c.rope(head_dim, theta, None)? };
+    let rope = Arc::new(RotaryEmbedding::new(rope));
+    spec.attentions().for_each(|attn| attn.rope = Some(rope.clone()));
+    Ok(())
 }
 
 /// No model is deeper; a hostile count must not allocate without a file behind it.

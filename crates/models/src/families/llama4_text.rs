@@ -72,7 +72,12 @@ fn attention(c: &Config<'_>, spec: &mut DecoderSpec) -> Result<()> {
             })?,
     };
     let chunk = if c.has("attention_chunk_size") { c.opt_count("attention_chunk_size")? } else { Some(8192) };
-    let (normed, tuned) = (c.flag("use_qk_norm", true)?, c.flag("attn_temperature_tuning", true)?);
+    // The first files have a number for a truth value.
+    let tuned = match c.get("attn_temperature_tuning").and_then(|v| v.as_u64()) {
+        Some(n) => n != 0,
+        None => c.flag("attn_temperature_tuning", true)?,
+    };
+    let normed = c.flag("use_qk_norm", true)?;
     let temperature = Temperature {
         beta: c.number_or("attn_scale", 0.1)? as f32,
         step: c.count_or("floor_scale", 8192)?,

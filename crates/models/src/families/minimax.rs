@@ -1,7 +1,7 @@
 //! MiniMax-Text: lightning attention in every other layer, attention with rope in the others, experts, and residuals of
 //! normalised rows.
 
-use rillm_nn::{LightningSpec, MoeSpec, Origin, WeightSource};
+use rillm_nn::{LightningSpec, MoeSpec, NormKind, Origin, WeightSource};
 use rillm_tensor_core::Activation;
 
 use super::llama::{DEFAULTS, Defaults, attention, layer_count_or};
@@ -45,7 +45,8 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let layer = |(i, kind): (usize, &str)| {
         let first = match kind {
             "linear_attention" => {
-                let at = [i, n];
+                // Of the class, not of the configuration.
+                let (at, norm) = ([i, n], NormKind::Rms { eps: 1e-6 });
                 let spec = LightningSpec { dim, heads, head_dim, act, norm, at };
                 group("self_attn", MixerSpec::Lightning(spec), "input_layernorm", linear)
             }

@@ -8,15 +8,20 @@ use crate::{Config, DecoderFamily, DecoderSpec, Result};
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["ministral3"], spec);
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
-    let key = "rope_parameters";
-    let Some(rope) = (match c.object(key)? {
-        Some(rope) => Some(rope),
-        None => c.object("rope_scaling")?,
-    }) else {
-        return Err(c.unsupported(key, "the parameters of rope"));
+    let Some(rope) = c.rope_object()? else {
+        return Err(c.unsupported("rope_parameters", "the parameters of rope"));
     };
-    let mut spec =
-        follow(c, &Defaults { eps: 1e-5, theta: 1e6, context: 262_144, head_dim: Some(128), ..DEFAULTS })?;
+    let mut spec = follow(
+        c,
+        &Defaults {
+            eps: 1e-5,
+            theta: 1e6,
+            context: 262_144,
+            head_dim: Some(128),
+            kv_heads: Some(8),
+            ..DEFAULTS
+        },
+    )?;
     let temperature = match rope.opt_number("llama_4_scaling_beta")? {
         Some(beta) => {
             let step = rope.count("original_max_position_embeddings")?;

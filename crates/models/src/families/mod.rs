@@ -70,8 +70,8 @@ use rillm_tensor_core::FullBackend;
 use crate::{DecoderFamily, Family, FamilyInfo};
 
 /// Families with a model of their own, or with weights that say how to read the configuration.
-pub(crate) fn others<B: FullBackend>() -> [Box<dyn Family<B>>; 2] {
-    [Box::new(gemma3n_text::Gemma3n), Box::new(falcon_h1::FalconH1)]
+pub(crate) fn others<B: FullBackend>() -> [Box<dyn Family<B>>; 3] {
+    [Box::new(gemma3n_text::Gemma3n), Box::new(falcon_h1::FalconH1), Box::new(ernie4_5_moe::Ernie45Moe)]
 }
 
 /// Every family of this crate.

@@ -4,7 +4,7 @@ use rillm_nn::{Bias, MlpKind, NormKind, Origin, QkNorm, WeightSource};
 use rillm_tensor_core::Activation;
 
 use super::llama::{DEFAULTS, Defaults, biases, follow};
-use crate::names::renamed;
+use crate::names::{renamed, with_head};
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Norms, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily { layout, ..DecoderFamily::new(&["phi"], spec) };
@@ -20,12 +20,13 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
         spec.attentions().for_each(|attn| attn.qk_norm = Some(QkNorm::heads(norm)));
     }
     spec.arrange(Norms::Parallel);
-    spec.head.bias = Bias::Added;
+    // A tied head reads the table for itself, because of the bias.
+    (spec.head.bias, spec.head.tied) = (Bias::Added, false);
     Ok(spec)
 }
 
-fn layout(_: &DecoderSpec, _: &dyn WeightSource) -> Layout {
-    Box::new(|name| {
+fn layout(_: &DecoderSpec, source: &dyn WeightSource) -> Layout {
+    let layout = Box::new(|name: &str| {
         let top = [("model.norm", "model.final_layernorm")];
         let layer = [
             ("self_attn.o_proj", "self_attn.dense"),
@@ -35,5 +36,6 @@ fn layout(_: &DecoderSpec, _: &dyn WeightSource) -> Layout {
             ("mlp.down_proj", "mlp.fc2"),
         ];
         Origin::Tensor(renamed(name, "model.layers.", &top, &layer))
-    })
+    });
+    with_head(source, layout)
 }

@@ -6,6 +6,7 @@ use rillm_tensor_core::Score;
 use super::llama::{DEFAULTS, Defaults, bias, biases, follow};
 use super::mixtral::{NAMES, check_choice, experts_of};
 use crate::experts;
+use crate::names;
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily { layout, ..DecoderFamily::new(&["phimoe"], spec) };
@@ -16,6 +17,8 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     spec.map_norms(|norm| NormKind::Layer { eps: norm.eps() });
     biases(&mut spec, bias(c, "attention_bias")?, Bias::None);
     spec.head.bias = bias(c, "lm_head_bias")?;
+    // A tied head with a bias reads the table for itself.
+    spec.head.tied &= spec.head.bias == Bias::None;
     let window = c.opt_count("sliding_window")?;
     let mscale = mscale(c)?;
     for attn in spec.attentions() {
@@ -59,17 +62,11 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
 
 /// The factor on rotated values, which must be the same for short sequences and long ones.
 fn mscale(c: &Config<'_>) -> Result<Option<f64>> {
-    let of = |key: &str| c.object(key).map(|p| p.filter(|p| p.get("short_mscale").is_some()));
-    let Some(p) = (match of("rope_parameters")? {
-        Some(p) => Some(p),
-        None => of("rope_scaling")?,
-    }) else {
-        return Ok(None);
-    };
+    let Some(p) = c.rope_object()?.filter(|p| p.get("short_mscale").is_some()) else { return Ok(None) };
     let (short, long) = (p.positive_or("short_mscale", 1.0)?, p.positive_or("long_mscale", 1.0)?);
     if short == long { Ok(Some(short)) } else { Err(p.unsupported("long_mscale", "that of short_mscale")) }
 }
 
 fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
-    experts::layout(spec, source, NAMES)
+    names::with_head(source, experts::layout(spec, source, NAMES))
 }

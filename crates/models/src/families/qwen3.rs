@@ -9,7 +9,8 @@ use crate::{Config, DecoderFamily, DecoderSpec, Result};
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["qwen3"], spec);
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
-    let mut spec = follow(c, &Defaults { context: 32_768, head_dim: Some(128), ..DEFAULTS })?;
+    let mut spec =
+        follow(c, &Defaults { context: 32_768, head_dim: Some(128), kv_heads: Some(32), ..DEFAULTS })?;
     let attn_bias = bias(c, "attention_bias")?;
     let qk_norm = QkNorm::heads(spec.norm);
     for attn in spec.attentions() {

@@ -13,9 +13,9 @@ pub(super) const FAMILY: DecoderFamily =
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     if c.model_type()? == "qwen3_5_text" {
-        return hybrid(c, &Sizes { dim: 4096, hidden: 12_288, layers: 32, vocab: 248_320 });
+        return hybrid(c, &Sizes { dim: 4096, hidden: 12_288, kv_heads: 4, layers: 32, vocab: 248_320 });
     }
-    let mut spec = hybrid(c, &Sizes { dim: 2048, hidden: 1, layers: 40, vocab: 248_320 })?;
+    let mut spec = hybrid(c, &Sizes { dim: 2048, hidden: 1, kv_heads: 2, layers: 40, vocab: 248_320 })?;
     mix(c, &mut spec, [256, 8], |_| true)?;
     Ok(spec)
 }

@@ -14,7 +14,7 @@ pub(super) const FAMILY: DecoderFamily =
     DecoderFamily { layout, ignored, ..DecoderFamily::new(&["qwen3_next"], spec) };
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
-    let mut spec = hybrid(c, &Sizes { dim: 2048, hidden: 5632, layers: 48, vocab: 151_936 })?;
+    let mut spec = hybrid(c, &Sizes { dim: 2048, hidden: 5632, kv_heads: 2, layers: 48, vocab: 151_936 })?;
     let dense = c.opt_numbers("mlp_only_layers")?.unwrap_or_default();
     let step = c.count_or("decoder_sparse_step", 1)?;
     if c.get("num_experts").is_none_or(|n| n.as_u64() != Some(0)) {
@@ -55,6 +55,7 @@ pub(super) fn mix(
 pub(super) struct Sizes {
     pub dim: usize,
     pub hidden: usize,
+    pub kv_heads: usize,
     pub layers: usize,
     pub vocab: usize,
 }
@@ -64,7 +65,13 @@ pub(super) fn hybrid(c: &Config<'_>, sizes: &Sizes) -> Result<DecoderSpec> {
     let dim = c.count_or("hidden_size", sizes.dim)?;
     let eps = c.positive_or("rms_norm_eps", 1e-6)? as f32;
     let (norm, act) = (NormKind::RmsPlusOne { eps }, c.activation("hidden_act", Activation::Silu)?);
-    let defaults = Defaults { head_dim: Some(256), part: 0.25, context: 32_768, ..DEFAULTS };
+    let defaults = Defaults {
+        head_dim: Some(256),
+        part: 0.25,
+        context: 32_768,
+        kv_heads: Some(sizes.kv_heads),
+        ..DEFAULTS
+    };
     let (mut attn, context) = attention(c, dim, &defaults)?;
     let attn_bias = bias(c, "attention_bias")?;
     (attn.qkv_bias, attn.o_bias) = (attn_bias, attn_bias);

@@ -8,7 +8,8 @@ use crate::{Config, DecoderFamily, DecoderSpec, Result};
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["smollm3"], spec);
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
-    let mut spec = follow(c, &Defaults { theta: 2e6, tied: true, context: 32_768, ..DEFAULTS })?;
+    let mut spec =
+        follow(c, &Defaults { theta: 2e6, tied: true, context: 32_768, kv_heads: Some(4), ..DEFAULTS })?;
     biases(&mut spec, bias(c, "attention_bias")?, bias(c, "mlp_bias")?);
     let layers = spec.layers.len();
     let rope = rope_layers(c, layers)?;

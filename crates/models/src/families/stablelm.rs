@@ -8,7 +8,7 @@ use crate::{Config, DecoderFamily, DecoderSpec, Layout, Norms, Result};
 pub(super) const FAMILY: DecoderFamily = DecoderFamily { layout, ..DecoderFamily::new(&["stablelm"], spec) };
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
-    let mut spec = follow(c, &Defaults { part: 0.25, context: 4096, ..DEFAULTS })?;
+    let mut spec = follow(c, &Defaults { part: 0.25, context: 4096, kv_heads: Some(32), ..DEFAULTS })?;
     let norm = c.layer_norm("layer_norm_eps", |eps| NormKind::Layer { eps })?;
     spec.map_norms(|_| norm);
     let qkv_bias = bias(c, "use_qkv_bias")?;

@@ -11,7 +11,7 @@ pub(super) const FAMILY: DecoderFamily =
     DecoderFamily { layout, ..DecoderFamily::new(&["starcoder2"], spec) };
 
 fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
-    let mut spec = follow(c, &Defaults { tied: true, context: 4096, ..DEFAULTS })?;
+    let mut spec = follow(c, &Defaults { tied: true, context: 4096, kv_heads: Some(2), ..DEFAULTS })?;
     let norm = c.layer_norm("norm_epsilon", |eps| NormKind::Layer { eps })?;
     spec.map_norms(|_| norm);
     let act = c.activation("hidden_act", Activation::GeluTanh)?;

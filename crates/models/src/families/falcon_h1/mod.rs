@@ -39,7 +39,8 @@ impl<B: FullBackend> Family<B> for FalconH1 {
 fn spec(c: &Config<'_>, factors: &Factors) -> Result<DecoderSpec> {
     let (dim, norm) = (c.count_or("hidden_size", 4096)?, c.rms_norm(1e-5)?);
     let used = |x: f32| Some(x).filter(|x| *x != 1.0);
-    let (mut attn, context) = attention(c, dim, &Defaults { eps: 1e-5, context: 8192, ..DEFAULTS })?;
+    let (mut attn, context) =
+        attention(c, dim, &Defaults { eps: 1e-5, context: 8192, kv_heads: Some(8), ..DEFAULTS })?;
     let attn_bias = bias(c, "attention_bias")?;
     (attn.qkv_bias, attn.o_bias) = (attn_bias, attn_bias);
     attn.params.scale *= factors.scores;

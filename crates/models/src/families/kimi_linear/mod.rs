@@ -39,7 +39,8 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
             [dim, c.count_or("vocab_size", 163_840)?],
             linear.into_iter().zip(sparse_layers(c, n)?).map(layer).collect(),
             norm,
-            HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+            // If a head is stored, it is one, whatever the configuration says.
+            HeadSpec::plain(false),
         )
     })
 }

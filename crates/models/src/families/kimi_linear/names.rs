@@ -3,7 +3,7 @@
 use rillm_nn::{Origin, WeightSource};
 
 use crate::experts::{self, ExpertNames, PLAIN};
-use crate::names::layer_of;
+use crate::names::{layer_of, with_head};
 use crate::{DecoderSpec, Layout};
 
 /// The files of Moonshot say `block_sparse_moe` for mixtures; transformers gathers the parts of the forget gate, and the
@@ -20,7 +20,7 @@ pub(super) fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
     let dense_too = any(".block_sparse_moe.gate_proj.");
     let (gathered, mlx) = (any(".forget_gate."), any(".q_conv.conv."));
     let mixtures: Vec<bool> = spec.layers.iter().map(|l| l.moe().is_some()).collect();
-    Box::new(move |name| {
+    let layout = Box::new(move |name: &str| {
         let Some((i, rest)) = layer_of(name) else { return Origin::Tensor(name.to_owned()) };
         if rest.starts_with("mlp.") {
             let mixture = mixtures.get(i).copied().unwrap_or(false);
@@ -37,5 +37,6 @@ pub(super) fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
             }
             _ => Origin::Tensor(name.to_owned()),
         }
-    })
+    });
+    with_head(source, layout)
 }

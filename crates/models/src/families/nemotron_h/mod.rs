@@ -19,7 +19,7 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
     let dim = c.count_or("hidden_size", 4096)?;
     let eps = c.positive_or("layer_norm_epsilon", 1e-5)? as f32;
     let norm = NormKind::Rms { eps };
-    let defaults = Defaults { head_dim: Some(128), context: 4096, ..DEFAULTS };
+    let defaults = Defaults { head_dim: Some(128), context: 4096, kv_heads: Some(8), ..DEFAULTS };
     let (mut attn, context) = attention(c, dim, &defaults)?;
     attn.rope = None;
     let mlp = MlpSpec {
@@ -47,7 +47,8 @@ fn spec(c: &Config<'_>) -> Result<DecoderSpec> {
             [dim, c.count_or("vocab_size", 131_072)?],
             kinds.iter().map(layer).collect(),
             norm,
-            HeadSpec::plain(c.flag("tie_word_embeddings", false)?),
+            // If a head is stored, it is one, whatever the configuration says.
+            HeadSpec::plain(false),
         )
     })
 }
@@ -80,7 +81,7 @@ fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
     let old = source.names().iter().any(|n| n.starts_with("backbone."));
     let (prefix, layers) = if old { ("backbone", "backbone.layers") } else { ("model", "model.layers") };
     let experts = experts::layout(spec, source, ExpertNames { layers, module: "mixer", ..PLAIN });
-    Box::new(move |name| {
+    let layout = Box::new(move |name: &str| {
         if layer_of(name).is_some_and(|(_, rest)| rest.starts_with("mlp.")) {
             return experts(name);
         }
@@ -89,7 +90,8 @@ fn layout(spec: &DecoderSpec, source: &dyn WeightSource) -> Layout {
             Some(rest) => format!("{prefix}.{rest}"),
             None => stored,
         })
-    })
+    });
+    names::with_head(source, layout)
 }
 
 const TOP: [(&str, &str); 2] =
