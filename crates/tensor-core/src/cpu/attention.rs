@@ -69,7 +69,8 @@ pub(crate) fn attention(
     let few = ctx.threads.count() > 1 && whole < TASKS * ctx.threads.count();
     // Keys that are read once are read in the order of memory.
     let once = spans.iter().all(|s| s.rows.len() <= work.tile_queries());
-    if !(few || once) || divided.tasks() == whole || floats > PARTIALS {
+    let divides = spans.iter().any(|s| divided.parts_of(s) > 1);
+    if !(few || once) || !divides || floats > PARTIALS {
         return work.run(whole);
     }
     let mut buffer = ctx.scratch.take(floats * size_of::<f32>())?;
@@ -92,7 +93,7 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 /// One call of [`attention`]; a task is one key head of one tile of queries. With `parts` it is one chunk of them, of one
-/// key head or, where there are chunks for all threads, of all of them: keys are then read in the order of memory.
+/// key head or of all of them: see [`Work::whole_parts_of`].
 #[derive(Clone, Copy)]
 struct Work<'a> {
     ctx: &'a Context<'a>,
@@ -138,10 +139,18 @@ impl<'a> Work<'a> {
         if self.parts.is_some() { span.layout.len.div_ceil(CHUNK) } else { 1 }
     }
 
-    /// Chunks of a span that are tasks with all of their heads: as many as give every thread the same.
+    /// Chunks of a span, from its first, that are tasks with all of their heads: as many as give every thread the same work,
+    /// where that is reading the cache as it lies, and all of it.
     fn whole_parts_of(&self, span: &SpanView<'_>) -> usize {
-        let (parts, threads) = (self.parts_of(span), self.ctx.threads.count());
-        if self.parts.is_some() { parts - parts % threads } else { 0 }
+        let rows = span.rows.len().min(self.tile_queries()) * self.group();
+        let dims = [self.p.head_dim, self.p.v_head_dim];
+        let in_order = Form::of(rows, self.tiled()) == Form::Rows && dims == dims.map(padded);
+        let first = self.p.first_seen(span.layout.len.saturating_sub(1), self.p.narrower(span.window));
+        if self.parts.is_none() || !in_order || first > 0 {
+            return 0;
+        }
+        let full = span.layout.len / CHUNK;
+        full - full % self.ctx.threads.count()
     }
 
     fn tasks_of_tile(&self, span: &SpanView<'_>) -> usize {

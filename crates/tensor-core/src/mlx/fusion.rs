@@ -1,5 +1,5 @@
 //! What the kernels of `cuda.rs` take over: products of a few rows with what comes before and after them, and the
-//! attention of one token. Each says no by returning `None`, and the operations run one by one.
+//! attention of a token of each of a few sequences. Each says no by returning `None`, and the operations run one by one.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -54,7 +54,7 @@ impl Mlx {
         spans: &[StateSpan<'_, MlxTensor>],
         dims: AttentionDims,
     ) -> Result<Option<(MlxTensor, States<MlxTensor>)>> {
-        if !self.0.has_kernels || dims.key_dim > Recur::KEY {
+        if !self.0.has_kernels || !(1..=Recur::KEY).contains(&dims.key_dim) || dims.value_dim == 0 {
             return Ok(None);
         }
         let (rule, limits): (_, [f32; 2]) = match &p.rule {
@@ -108,7 +108,7 @@ impl Mlx {
             Some(Activation::Silu) => true,
             Some(_) => return Ok(None),
         };
-        if !self.0.has_kernels || taps < 2 {
+        if !self.0.has_kernels || taps < 2 || channels == 0 {
             return Ok(None);
         }
         let x = x.array(self)?;

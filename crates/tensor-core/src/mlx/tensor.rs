@@ -115,10 +115,10 @@ impl MlxTensor {
         }
     }
 
-    /// The buffer, if nobody shares it.
+    /// The buffer, if nobody shares it or has it.
     pub(super) fn buffer(&self) -> Option<MutexGuard<'_, Buffer>> {
         match &self.state {
-            State::Buffer(buffer) if Arc::strong_count(buffer) == 1 => Some(lock(buffer)),
+            State::Buffer(buffer) if Arc::strong_count(buffer) == 1 => buffer.try_lock().ok(),
             _ => None,
         }
     }

@@ -57,6 +57,15 @@ impl Groups {
         let Self { codes, scales, biases, scheme, .. } = self;
         Quantized { codes, scales, biases: biases.as_ref(), scheme: *scheme }
     }
+
+    /// Rows `ids`, or matrices of a stack, as plain values without the factor.
+    fn chosen(&self, ids: &Array, dtype: Dtype) -> Result<Array> {
+        let take = |x: &Array| x.take_axis(ids, 0).map_err(exception);
+        let (codes, scales) = (take(&self.codes)?, take(&self.scales)?);
+        let biases = self.biases.as_ref().map(take).transpose()?;
+        let picked = Quantized { codes: &codes, scales: &scales, biases: biases.as_ref(), ..self.view() };
+        raw::dequantize(picked, dtype)
+    }
 }
 
 /// A matrix as the kernels of `cuda.rs` read it.
@@ -328,7 +337,14 @@ impl Matrix {
         match &self.values {
             Values::Dense(w) => plain(w),
             Values::Quantized(w) if is_written_out(x, on) && x.dim(0) > 1 => {
-                scaled(plain(&raw::dequantize(w.view(), dtype)?)?, w.factor, dtype)
+                // All of them once, or those that were chosen as often as they were.
+                let y = if x.dim(0) < w.codes.dim(0) {
+                    let chosen = w.chosen(ids, dtype)?.swap_axes(-1, -2).map_err(exception)?;
+                    x.matmul(chosen).map_err(exception)?
+                } else {
+                    plain(&raw::dequantize(w.view(), dtype)?)?
+                };
+                scaled(y, w.factor, dtype)
             }
             Values::Quantized(w) => scaled(raw::gather_qmm(x, w.view(), ids, sorted)?, w.factor, dtype),
         }
@@ -348,16 +364,9 @@ impl Matrix {
 
     /// Rows `ids`, `[ids, cols]`.
     pub(super) fn rows_of(&self, ids: &Array, dtype: Dtype) -> Result<Array> {
-        let take = |x: &Array| x.take_axis(ids, 0).map_err(exception);
         match &self.values {
-            Values::Dense(w) => take(w),
-            Values::Quantized(w) => {
-                let (codes, scales) = (take(&w.codes)?, take(&w.scales)?);
-                let biases = w.biases.as_ref().map(take).transpose()?;
-                let picked =
-                    Quantized { codes: &codes, scales: &scales, biases: biases.as_ref(), ..w.view() };
-                scaled(raw::dequantize(picked, dtype)?, w.factor, dtype)
-            }
+            Values::Dense(w) => w.take_axis(ids, 0).map_err(exception),
+            Values::Quantized(w) => scaled(w.chosen(ids, dtype)?, w.factor, dtype),
         }
     }
 
