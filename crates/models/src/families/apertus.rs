@@ -3,7 +3,7 @@
 use rillm_nn::{MlpKind, Origin, QkNorm, RopeScaling, WeightSource};
 use rillm_tensor_core::Activation;
 
-use super::llama::{DEFAULTS, Defaults, bias, biases, default_scaling, follow};
+use super::common::{DEFAULTS, Defaults, bias, biases, default_scaling, follow};
 use crate::names::renamed;
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Result};
 

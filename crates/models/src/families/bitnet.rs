@@ -2,7 +2,7 @@
 
 use rillm_tensor_core::Activation;
 
-use super::llama::{DEFAULTS, Defaults, bias, biases, counts, follow};
+use super::common::{DEFAULTS, Defaults, bias, biases, counts, follow};
 use crate::{Config, DecoderFamily, DecoderSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["bitnet"], spec);

@@ -4,7 +4,7 @@
 use rillm_nn::{NormKind, NormOrder, NormOver, Origin, QkNorm, WeightSource};
 use rillm_tensor_core::Pairing;
 
-use super::llama::{DEFAULTS, Defaults, bias, biases, follow};
+use super::common::{DEFAULTS, Defaults, bias, biases, follow};
 use crate::names::layer_of;
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Norms, Result};
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use rillm_nn::{MlaSpec, MlpSpec, MoeSpec, NormKind, RopeScaling, RotaryEmbedding};
 use rillm_tensor_core::{GroupScore, Pairing};
 
+use super::common::{DEFAULTS, Defaults, bias, biases, follow};
 use super::deepseek_v3::{all_use, groups, ignored, number_or};
-use super::llama::{DEFAULTS, Defaults, bias, biases, follow};
 use super::mixtral::{check_choice, experts_of};
 use super::qwen3_moe::plain_layout;
 use crate::{Config, DecoderFamily, DecoderSpec, MixerSpec, Result};

@@ -3,8 +3,8 @@
 use rillm_nn::{Bias, MoeSpec, SharedGate, SharedSpec};
 use rillm_tensor_core::{Activation, GroupScore, Groups, Score};
 
+use super::common::{DEFAULTS, Defaults, follow};
 use super::deepseek_v2::{Ranks, latent, rotated};
-use super::llama::{DEFAULTS, Defaults, follow};
 use super::mixtral::{check_choice, experts_of};
 use super::qwen3_moe::plain_layout;
 use crate::names;

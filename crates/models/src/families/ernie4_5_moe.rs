@@ -3,8 +3,8 @@
 use rillm_nn::{Bias, CausalLm, MoeSpec, WeightSource};
 use rillm_tensor_core::{FullBackend, Pairing};
 
+use super::common::{DEFAULTS, Defaults, bias, biases, follow};
 use super::deepseek_v3::{all_use, number_or};
-use super::llama::{DEFAULTS, Defaults, bias, biases, follow};
 use super::mixtral::{check_choice, experts_of};
 use crate::experts::{self, ExpertNames, PLAIN};
 use crate::names;

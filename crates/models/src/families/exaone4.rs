@@ -3,7 +3,7 @@
 
 use rillm_nn::QkNorm;
 
-use super::llama::{DEFAULTS, Defaults, follow};
+use super::common::{DEFAULTS, Defaults, follow};
 use crate::{Config, DecoderFamily, DecoderSpec, Norms, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["exaone4"], spec);
@@ -34,7 +34,7 @@ fn pattern(c: &Config<'_>) -> Result<Vec<bool>> {
         }
         Some(_) => Err(c.unsupported(key, "a number, or letters L and G")),
         None => {
-            let n = c.count_or(key, 4)?.min(super::llama::MAX_LAYERS + 1);
+            let n = c.count_or(key, 4)?.min(super::common::MAX_LAYERS + 1);
             Ok((1..=n).map(|i| i != n).collect())
         }
     }

@@ -3,7 +3,7 @@
 use rillm_nn::NormKind;
 use rillm_tensor_core::Activation;
 
-use super::llama::{DEFAULTS, Defaults, bias, counts, follow};
+use super::common::{DEFAULTS, Defaults, bias, counts, follow};
 use crate::{Config, DecoderFamily, DecoderSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["gemma"], spec);

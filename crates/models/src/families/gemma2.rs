@@ -2,8 +2,8 @@
 
 use rillm_tensor_core::Activation;
 
+use super::common::counts;
 use super::gemma::family;
-use super::llama::counts;
 use crate::{Config, DecoderFamily, DecoderSpec, Norms, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["gemma2"], spec);

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use rillm_nn::{QkNorm, RopeScaling, RopeSpec, RotaryEmbedding};
 use rillm_tensor_core::Activation;
 
+use super::common::counts;
 use super::gemma::family;
 use super::gemma2::caps_and_scale;
-use super::llama::counts;
 use crate::{Config, DecoderFamily, DecoderSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["gemma3_text"], spec);

@@ -3,7 +3,7 @@
 use rillm_nn::{Bias, Origin, WeightSource};
 use rillm_tensor_core::Pairing;
 
-use super::llama::{DEFAULTS, Defaults, bias_or, follow};
+use super::common::{DEFAULTS, Defaults, bias_or, follow};
 use crate::names::{layer_of, stacked};
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Result};
 

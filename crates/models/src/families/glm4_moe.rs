@@ -2,8 +2,8 @@
 
 use rillm_nn::{Bias, QkNorm};
 
+use super::common::{DEFAULTS, Defaults, bias, follow};
 use super::deepseek_v3::{Mixture, ignored, mix, number_or};
-use super::llama::{DEFAULTS, Defaults, bias, follow};
 use super::qwen3_moe::plain_layout;
 use crate::{Config, DecoderFamily, DecoderSpec, Result};
 

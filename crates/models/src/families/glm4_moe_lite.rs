@@ -1,8 +1,8 @@
 //! GLM 4.7 Flash: DeepSeek V3 with layers that say whether they are dense.
 
+use super::common::{DEFAULTS, Defaults, follow};
 use super::deepseek_v2::{Ranks, latent, rotated};
 use super::deepseek_v3::{Mixture, ignored, mix, number_or};
-use super::llama::{DEFAULTS, Defaults, follow};
 use super::qwen3_moe::plain_layout;
 use crate::{Config, DecoderFamily, DecoderSpec, Result};
 

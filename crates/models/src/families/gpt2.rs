@@ -3,7 +3,7 @@
 use rillm_nn::{AttentionSpec, Bias, MlpKind, MlpSpec, NormKind, Origin, WeightSource};
 use rillm_tensor_core::{Activation, AttnParams};
 
-use super::llama::layer_count;
+use super::common::layer_count;
 use crate::names::{self, layer_of, stacked};
 use crate::{Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, Layout, MixerSpec, Norms, Result};
 

@@ -4,7 +4,7 @@
 use rillm_nn::{MlpKind, NormKind, Origin, WeightSource};
 use rillm_tensor_core::Activation;
 
-use super::llama::{DEFAULTS, Defaults, bias_or, biases, follow};
+use super::common::{DEFAULTS, Defaults, bias_or, biases, follow};
 use crate::names::{self, renamed};
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Norms, Result};
 

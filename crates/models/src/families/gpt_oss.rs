@@ -3,7 +3,7 @@
 use rillm_nn::{Bias, MoeSpec, RopeScaling, WeightSource};
 use rillm_tensor_core::{Activation, Score};
 
-use super::llama::{DEFAULTS, Defaults, bias_or, default_scaling, follow};
+use super::common::{DEFAULTS, Defaults, bias_or, default_scaling, follow};
 use super::mixtral::{check_choice, experts_of};
 use crate::experts::{self, ExpertNames, Fused, PLAIN};
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Result};

@@ -1,6 +1,6 @@
 //! Granite 3: Llama with factors on the embedding, the scores, the residuals and the logits.
 
-use super::llama::{DEFAULTS, bias, biases, follow};
+use super::common::{DEFAULTS, bias, biases, follow};
 use crate::{Config, DecoderFamily, DecoderSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["granite"], spec);

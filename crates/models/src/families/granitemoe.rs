@@ -3,8 +3,8 @@
 use rillm_nn::{Bias, MoeSpec, WeightSource};
 use rillm_tensor_core::Score;
 
+use super::common::{DEFAULTS, bias, biases, follow};
 use super::granite::multipliers;
-use super::llama::{DEFAULTS, bias, biases, follow};
 use super::mixtral::{NAMES, check_choice, experts_of};
 use crate::experts::{self, ExpertNames};
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Result};

@@ -4,8 +4,8 @@
 use rillm_nn::{GateOrder, GatedNorm, Mamba2Spec, MlpSpec, MoeSpec, Origin, WeightSource};
 use rillm_tensor_core::{Activation, Score};
 
+use super::common::{DEFAULTS, attention, bias, layer_count_or};
 use super::granite::multipliers;
-use super::llama::{DEFAULTS, attention, bias, layer_count_or};
 use super::mamba2;
 use super::mixtral::{NAMES, check_choice, experts_of};
 use crate::experts::{self, ExpertNames};

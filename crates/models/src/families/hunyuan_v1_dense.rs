@@ -2,7 +2,7 @@
 
 use rillm_nn::{NormOrder, NormOver, Origin, QkNorm, WeightSource};
 
-use super::llama::{DEFAULTS, Defaults, bias, biases, follow};
+use super::common::{DEFAULTS, Defaults, bias, biases, follow};
 use crate::names::renamed;
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Result};
 

@@ -3,7 +3,7 @@
 use rillm_nn::{MambaNorms, MambaSpec, MlpSpec, MoeSpec, Origin, WeightSource};
 use rillm_tensor_core::Activation;
 
-use super::llama::{DEFAULTS, Defaults, attention, bias, bias_or, layer_count_or};
+use super::common::{DEFAULTS, Defaults, attention, bias, bias_or, layer_count_or};
 use super::mamba::dt_rank;
 use super::mixtral::{check_choice, experts_of};
 use crate::experts::{self, ExpertNames, PLAIN};

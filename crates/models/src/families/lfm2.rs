@@ -3,7 +3,7 @@
 use rillm_nn::{GatedConvSpec, MlpSpec, NormKind, Origin, QkNorm, WeightSource};
 use rillm_tensor_core::Activation;
 
-use super::llama::{DEFAULTS, Defaults, attention, bias, layer_count_or};
+use super::common::{DEFAULTS, Defaults, attention, bias, layer_count_or};
 use crate::names::{Pairs, renamed};
 use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, Layout, MixerSpec, Result};
 

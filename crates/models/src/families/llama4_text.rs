@@ -5,7 +5,7 @@ use rillm_nn::{
 };
 use rillm_tensor_core::{Pairing, Score, Weigh};
 
-use super::llama::{DEFAULTS, Defaults, bias, biases, follow};
+use super::common::{DEFAULTS, Defaults, bias, biases, follow};
 use super::mixtral::{check_choice, experts_of};
 use crate::experts::{self, ExpertNames, Fused, PLAIN};
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Result};

@@ -2,7 +2,7 @@
 
 use rillm_nn::{MambaNorms, MambaSpec, NormKind, Origin, WeightSource};
 
-use super::llama::{bias, bias_or, layer_count_or};
+use super::common::{bias, bias_or, layer_count_or};
 use crate::names::renamed;
 use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, Layout, MixerSpec, Result};
 

@@ -2,7 +2,7 @@
 
 use rillm_nn::{GateOrder, GatedNorm, Mamba2Spec, NormKind};
 
-use super::llama::{bias, bias_or, layer_count_or};
+use super::common::{bias, bias_or, layer_count_or};
 use super::mamba::layout;
 use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, MixerSpec, Result};
 

@@ -4,7 +4,7 @@
 use rillm_nn::{LightningSpec, MoeSpec, NormKind, Origin, WeightSource};
 use rillm_tensor_core::Activation;
 
-use super::llama::{DEFAULTS, Defaults, attention, layer_count_or};
+use super::common::{DEFAULTS, Defaults, attention, layer_count_or};
 use super::mixtral::{NAMES, check_choice, experts_of};
 use crate::experts::{self, PLAIN};
 use crate::names::{self, layer_of};

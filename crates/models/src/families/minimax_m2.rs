@@ -3,8 +3,8 @@
 use rillm_nn::{Bias, MoeSpec, NormOrder, NormOver, QkNorm, WeightSource};
 use rillm_tensor_core::Score;
 
+use super::common::{DEFAULTS, Defaults, follow};
 use super::deepseek_v3::ignored;
-use super::llama::{DEFAULTS, Defaults, follow};
 use super::mixtral::{NAMES, check_choice, experts_of};
 use crate::config::rotated_part;
 use crate::experts::{self, ExpertNames};

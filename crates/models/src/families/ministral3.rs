@@ -2,7 +2,7 @@
 
 use rillm_nn::Temperature;
 
-use super::llama::{DEFAULTS, Defaults, follow};
+use super::common::{DEFAULTS, Defaults, follow};
 use crate::{Config, DecoderFamily, DecoderSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["ministral3"], spec);

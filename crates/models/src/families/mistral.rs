@@ -1,6 +1,6 @@
 //! Mistral: Llama with a sliding window.
 
-use super::llama::{DEFAULTS, Defaults, counts, follow};
+use super::common::{DEFAULTS, Defaults, counts, follow};
 use crate::{Config, DecoderFamily, DecoderSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["mistral"], spec);

@@ -2,7 +2,7 @@
 
 use rillm_nn::{MoeSpec, WeightSource};
 
-use super::llama::{DEFAULTS, Defaults, follow};
+use super::common::{DEFAULTS, Defaults, follow};
 use crate::experts::{self, ExpertNames, PLAIN};
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Result};
 

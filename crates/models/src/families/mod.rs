@@ -4,6 +4,7 @@ mod apertus;
 mod bitnet;
 mod cohere;
 mod cohere2;
+mod common;
 mod deepseek_v2;
 mod deepseek_v3;
 mod dots1;

@@ -3,7 +3,7 @@
 use rillm_nn::{MlpKind, NormKind};
 use rillm_tensor_core::Activation;
 
-use super::llama::{DEFAULTS, Defaults, bias, biases, follow};
+use super::common::{DEFAULTS, Defaults, bias, biases, follow};
 use crate::{Config, DecoderFamily, DecoderSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["nemotron"], spec);

@@ -2,7 +2,7 @@
 
 use rillm_nn::NormKind;
 
-use super::llama::{DEFAULTS, bias, biases, follow};
+use super::common::{DEFAULTS, bias, biases, follow};
 use crate::{Config, DecoderFamily, DecoderSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["olmo"], spec);

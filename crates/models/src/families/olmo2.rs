@@ -2,7 +2,7 @@
 
 use rillm_nn::{NormOrder, NormOver, QkNorm};
 
-use super::llama::{DEFAULTS, Defaults, bias, biases, follow};
+use super::common::{DEFAULTS, Defaults, bias, biases, follow};
 use crate::{Config, DecoderFamily, DecoderSpec, Norms, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["olmo2"], family);

@@ -2,7 +2,7 @@
 
 use rillm_nn::{Bias, NormOrder, NormOver, QkNorm};
 
-use super::llama::{DEFAULTS, Defaults, bias, biases, follow};
+use super::common::{DEFAULTS, Defaults, bias, biases, follow};
 use super::qwen2_moe::mix;
 use super::qwen3_moe::plain_layout;
 use crate::{Config, DecoderFamily, DecoderSpec, Result};

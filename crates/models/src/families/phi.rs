@@ -3,7 +3,7 @@
 use rillm_nn::{Bias, MlpKind, NormKind, Origin, QkNorm, WeightSource};
 use rillm_tensor_core::Activation;
 
-use super::llama::{DEFAULTS, Defaults, biases, follow};
+use super::common::{DEFAULTS, Defaults, biases, follow};
 use crate::names::{renamed, with_head};
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Norms, Result};
 

@@ -2,7 +2,7 @@
 
 use rillm_nn::{Origin, WeightSource};
 
-use super::llama::{DEFAULTS, Defaults, follow};
+use super::common::{DEFAULTS, Defaults, follow};
 use crate::names::{layer_of, stacked};
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Result};
 

@@ -3,7 +3,7 @@
 use rillm_nn::{Bias, MoeSpec, NormKind, RopeScaling, RotaryEmbedding, WeightSource};
 use rillm_tensor_core::Score;
 
-use super::llama::{DEFAULTS, Defaults, bias, biases, follow};
+use super::common::{DEFAULTS, Defaults, bias, biases, follow};
 use super::mixtral::{NAMES, check_choice, experts_of};
 use crate::experts;
 use crate::names;

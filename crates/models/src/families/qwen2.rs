@@ -2,7 +2,7 @@
 
 use rillm_nn::Bias;
 
-use super::llama::{DEFAULTS, Defaults, counts, follow};
+use super::common::{DEFAULTS, Defaults, counts, follow};
 use crate::{Config, DecoderFamily, DecoderSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["qwen2"], spec);

@@ -2,7 +2,7 @@
 
 use rillm_nn::{Bias, MoeSpec, SharedGate, SharedSpec, WeightSource};
 
-use super::llama::{DEFAULTS, Defaults, bias_or, follow};
+use super::common::{DEFAULTS, Defaults, bias_or, follow};
 use super::mixtral::{check_choice, experts_of};
 use crate::experts::{self, ExpertNames, PLAIN};
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Result};

@@ -2,7 +2,7 @@
 
 use rillm_nn::QkNorm;
 
-use super::llama::{DEFAULTS, Defaults, bias, follow};
+use super::common::{DEFAULTS, Defaults, bias, follow};
 use super::qwen2::upper_windows;
 use crate::{Config, DecoderFamily, DecoderSpec, Result};
 

@@ -2,7 +2,7 @@
 
 use rillm_nn::{QkNorm, WeightSource};
 
-use super::llama::{DEFAULTS, Defaults, bias, follow};
+use super::common::{DEFAULTS, Defaults, bias, follow};
 use super::qwen2_moe::mix;
 use crate::experts::{self, PLAIN};
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Result};

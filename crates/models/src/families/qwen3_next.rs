@@ -4,7 +4,7 @@
 use rillm_nn::{Bias, GatedDeltaSpec, MlpSpec, MoeSpec, NormKind, QkNorm, SharedGate, SharedSpec};
 use rillm_tensor_core::Activation;
 
-use super::llama::{DEFAULTS, Defaults, attention, bias, layer_count_or};
+use super::common::{DEFAULTS, Defaults, attention, bias, layer_count_or};
 use super::mamba2::divides;
 use super::mixtral::{check_choice, experts_of};
 use super::qwen3_5::{ignored, layout};

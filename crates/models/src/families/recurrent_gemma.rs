@@ -5,7 +5,7 @@ use half::bf16;
 use rillm_nn::{Bias, GriffinSpec, MlpSpec, NormKind, Origin, WeightSource};
 use rillm_tensor_core::Activation;
 
-use super::llama::{DEFAULTS, Defaults, attention, bias, layer_count_or};
+use super::common::{DEFAULTS, Defaults, attention, bias, layer_count_or};
 use super::mamba2::divides;
 use crate::names::renamed;
 use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, Layout, MixerSpec, Result};

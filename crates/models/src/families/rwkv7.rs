@@ -2,7 +2,7 @@
 
 use rillm_nn::{ChannelMixSpec, NormKind, Origin, TimeMixSpec, WeightSource};
 
-use super::llama::layer_count;
+use super::common::layer_count;
 use super::mamba2::divides;
 use crate::names::{self, renamed};
 use crate::{

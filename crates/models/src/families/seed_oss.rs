@@ -1,6 +1,6 @@
 //! Seed-OSS: Llama with biases on queries, keys and values.
 
-use super::llama::{DEFAULTS, Defaults, bias, bias_or, biases, follow};
+use super::common::{DEFAULTS, Defaults, bias, bias_or, biases, follow};
 use crate::{Config, DecoderFamily, DecoderSpec, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily::new(&["seed_oss"], spec);

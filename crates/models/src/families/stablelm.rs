@@ -2,7 +2,7 @@
 
 use rillm_nn::{NormKind, NormOrder, NormOver, Origin, QkNorm, WeightSource};
 
-use super::llama::{DEFAULTS, Defaults, bias, follow};
+use super::common::{DEFAULTS, Defaults, bias, follow};
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Norms, Result};
 
 pub(super) const FAMILY: DecoderFamily = DecoderFamily { layout, ..DecoderFamily::new(&["stablelm"], spec) };

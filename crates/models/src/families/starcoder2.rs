@@ -3,7 +3,7 @@
 use rillm_nn::{MlpKind, NormKind, Origin, WeightSource};
 use rillm_tensor_core::Activation;
 
-use super::llama::{DEFAULTS, Defaults, bias_or, biases, follow};
+use super::common::{DEFAULTS, Defaults, bias_or, biases, follow};
 use crate::names::renamed;
 use crate::{Config, DecoderFamily, DecoderSpec, Layout, Result};
 

@@ -6,8 +6,8 @@ use rillm_nn::{CausalLm, GateOrder, GatedNorm, Mamba2Spec, MlpSpec, WeightSource
 use rillm_tensor_core::{Activation, FullBackend};
 
 use self::factors::Factors;
+use super::common::{DEFAULTS, Defaults, attention, bias, layer_count_or};
 use super::jamba;
-use super::llama::{DEFAULTS, Defaults, attention, bias, layer_count_or};
 use super::mamba2;
 use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, Family, HeadSpec, LayerSpec, MixerSpec, Result};
 

@@ -12,8 +12,8 @@ use rillm_nn::{
 use rillm_tensor_core::{Activation, AttnParams, Backend};
 use serde_json::Value;
 
+use super::common::layer_count;
 use super::gemma3::local_rope;
-use super::llama::layer_count;
 use crate::{Config, Family, Result};
 
 /// The family.
@@ -131,7 +131,7 @@ fn layers(c: &Config<'_>, dim: usize, norm: NormKind, n: usize) -> Result<Vec<La
     let global = Arc::new(RotaryEmbedding::new(c.rope(head_dim, 1e6, Some("full_attention"))?));
     let local = Arc::new(RotaryEmbedding::new(local_rope(c, head_dim)?));
     let window = c.count_or("sliding_window", 512)?;
-    let bias = super::llama::bias(c, "attention_bias")?;
+    let bias = super::common::bias(c, "attention_bias")?;
     let sliding = c.sliding_layers(n, |i| (i + 1) % 5 != 0)?;
     let first_shared = n.checked_sub(index(c, "num_kv_shared_layers", 15)?);
     let first_shared =

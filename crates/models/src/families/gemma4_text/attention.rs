@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rillm_nn::{KeyValues, NormKind, QkNorm, RopeScaling, RopeSpec, RotaryEmbedding};
 
-use super::super::llama::bias;
+use super::super::common::bias;
 use super::Layers;
 use crate::{Config, DecoderSpec, Result};
 

@@ -7,7 +7,7 @@ mod experts;
 use rillm_nn::{KeyValues, PerLayerSpec};
 use rillm_tensor_core::Activation;
 
-use super::llama::{DEFAULTS, Defaults, follow};
+use super::common::{DEFAULTS, Defaults, follow};
 use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, MixerSpec, NormSpec, Norms, Result};
 
 pub(super) const FAMILY: DecoderFamily =

@@ -6,9 +6,9 @@ mod names;
 use rillm_nn::{Bias, KimiDeltaSpec, MlaSpec, MlpSpec, MoeSpec, NormKind};
 use rillm_tensor_core::{Activation, GroupScore, Score};
 
+use super::common::{bias, layer_count_or};
 use super::deepseek_v3::{all_use, groups, number_or};
 use super::glm4_moe_lite::sparse_layers;
-use super::llama::{bias, layer_count_or};
 use super::mixtral::check_choice;
 use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, MixerSpec, Result};
 

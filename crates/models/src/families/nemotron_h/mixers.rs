@@ -2,8 +2,8 @@
 
 use rillm_nn::{GateOrder, GatedNorm, LatentSpec, Mamba2Spec, MlpSpec, MoeSpec, SharedGate, SharedSpec};
 
+use super::super::common::{bias, bias_or};
 use super::super::deepseek_v3::{Mixture, mixture};
-use super::super::llama::{bias, bias_or};
 use super::super::mamba2::divides;
 use crate::{Config, Result};
 

@@ -7,7 +7,7 @@ use rillm_nn::{MlpKind, MlpSpec, NormKind, Origin, WeightSource};
 use rillm_tensor_core::Activation;
 
 use self::mixers::{mamba, moe};
-use super::llama::{DEFAULTS, Defaults, MAX_LAYERS, attention, bias};
+use super::common::{DEFAULTS, Defaults, MAX_LAYERS, attention, bias};
 use crate::experts::{self, ExpertNames, PLAIN};
 use crate::names::{self, layer_of, renamed};
 use crate::{BranchSpec, Config, DecoderFamily, DecoderSpec, HeadSpec, LayerSpec, Layout, MixerSpec, Result};
