@@ -557,7 +557,8 @@ mod tests {
             assert!(pace.alone_until.is_none());
             now += (BEARABLE + 2) * stall;
         }
-        now -= BEARABLE * stall;
+        // One that is near, but was repaid.
+        now -= 2 * stall;
         pace.judge(now, Duration::ZERO, stall);
         assert_eq!(pace.alone_until, Some(now + ALONE[0]));
         for wanted in [10, 20, 40, 80, 160, 200, 200] {
