@@ -268,7 +268,7 @@ pub(super) fn olmoe(m: &Metadata<'_>) -> Result<Config> {
 
 /// Phi-3.5 MoE, whose norms are LayerNorms though the key of their epsilon is the other one.
 pub(super) fn phimoe(m: &Metadata<'_>) -> Result<Config> {
-    /// The factor on rotated values of all such models whose rope is stretched; the key has another.
+    /// The factor on rotated values in Phi-3.5-MoE's configuration; the key has another.
     const MSCALE: f64 = 1.243163121016122;
     let mut c = mixture(m, Gating::Softmax)?;
     c.set("lm_head_bias", m.has("output.bias"));

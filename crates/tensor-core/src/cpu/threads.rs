@@ -21,8 +21,6 @@ const POLLS: u32 = 16;
 const STALL: Duration = Duration::from_micros(200);
 /// A stall that took less than this part of the time since the one before costs less than the workers give.
 const BEARABLE: u32 = 8;
-/// Work together that lasted less than this times the stall that ended it saved less than the stall took.
-const REPAID: u32 = 4;
 /// How long the caller works alone after other stalls, at first and at most.
 const ALONE: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(200)];
 
@@ -207,7 +205,7 @@ impl Drop for Threads {
 
 impl Pace {
     /// After a wait at `now`: sets the caller to work alone if stalls cost more than the workers give, longer each time
-    /// if what they give between two does not repay the second.
+    /// if they follow one another.
     fn judge(&mut self, now: Instant, task: Duration, waited: Duration) {
         if waited < STALL + 4 * task {
             return;
@@ -217,7 +215,7 @@ impl Pace {
         if waited < paired / BEARABLE {
             return;
         }
-        self.alone_for = if paired < REPAID * waited { (2 * self.alone_for).min(ALONE[1]) } else { ALONE[0] };
+        self.alone_for = if paired < waited { (2 * self.alone_for).min(ALONE[1]) } else { ALONE[0] };
         self.alone_until = Some(now + self.alone_for);
         self.paired_since = self.alone_until;
     }
@@ -557,8 +555,7 @@ mod tests {
             assert!(pace.alone_until.is_none());
             now += (BEARABLE + 2) * stall;
         }
-        // One that is near, but was repaid.
-        now -= 2 * stall;
+        now -= BEARABLE * stall;
         pace.judge(now, Duration::ZERO, stall);
         assert_eq!(pace.alone_until, Some(now + ALONE[0]));
         for wanted in [10, 20, 40, 80, 160, 200, 200] {
@@ -568,7 +565,7 @@ mod tests {
             assert_eq!(pace.alone_until, Some(now + pace.alone_for));
         }
         // A stall a while after the last one counts as the first.
-        now = pace.alone_until.unwrap_or(now) + (REPAID + 2) * stall;
+        now = pace.alone_until.unwrap_or(now) + 3 * stall;
         pace.judge(now, Duration::ZERO, stall);
         assert_eq!(pace.alone_for, ALONE[0]);
     }

@@ -161,7 +161,7 @@ impl Mlx {
                 return Ok(None);
             }
             let (Some(keys), Some(values)) = (span.k.buffer(), span.v.buffer()) else { return Ok(None) };
-            if self.turn_of_token(&query.row(i), [&keys, &values], span, p).is_none() {
+            if !self.takes_token((query, i), [&keys, &values], span, p) {
                 return Ok(None);
             }
             buffers.push([keys, values]);
@@ -229,34 +229,39 @@ impl Mlx {
         Ok(())
     }
 
-    /// The rotation of a token's query and key, if the kernel takes them: queries, keys and values are the columns of one
-    /// row, and the latter two are to be written to the slot of the token's position, after all others.
-    fn turn_of_token<'a>(
+    /// Whether the kernel takes a token: query `i`, key and value are the columns of one row, the first two are to be
+    /// rotated alike, and the latter two to be written to the slot of the token's position, after all others.
+    fn takes_token(
         &self,
-        query: &'a Columns,
+        (query, i): (&Columns, usize),
         [keys, values]: [&Buffer; 2],
         span: &AttnSpan<'_, MlxTensor>,
         p: &AttnParams,
-    ) -> Option<&'a Turn> {
-        let [Asked { at, row: key }, Asked { at: value_at, row: value }] =
-            [keys.asked.as_ref()?, values.asked.as_ref()?];
-        let (turn, len) = (query.turn.as_ref()?, span.layout.len);
+    ) -> bool {
+        let (Some(Asked { at, row: key }), Some(Asked { at: value_at, row: value }), Some(turn)) =
+            (&keys.asked, &values.asked, &query.turn)
+        else {
+            return false;
+        };
+        let len = span.layout.len;
         let window = p.narrower(span.window).into_iter().chain(p.chunk).min().unwrap_or(usize::MAX);
         let in_order = span.layout.keep == 0 && len <= span.layout.ring && window >= len;
-        let same = |x: &Columns| Arc::ptr_eq(&query.whole, &x.whole) && query.rows == x.rows;
+        let row = query.rows.start + i;
+        let same = |x: &Columns| Arc::ptr_eq(&query.whole, &x.whole) && x.rows == (row..row + 1);
         let one_row = same(key)
             && same(value)
             && value.turn.is_none()
             && [query.from, key.from, value.from] == [0, p.q_dim(), p.q_dim() + p.k_dim()]
             && query.of.dim(1) as usize == p.q_dim() + p.k_dim() + p.v_dim();
-        let latest = [*at, *value_at].iter().all(|position| position + 1 == len)
-            && turn.positions[..] == [*at as u32]
-            && key.turn.as_ref().is_some_and(|key| turn.is(key));
+        let latest = [*at, *value_at, turn.positions[i] as usize].iter().all(|position| position + 1 == len)
+            && key.turn.as_ref().is_some_and(|key| {
+                Arc::ptr_eq(&key.rope, &turn.rope) && key.positions[..] == turn.positions[i..=i]
+            });
         let heads = [64, 128, 256].contains(&p.head_dim)
             && [turn.rope.head_dim, p.v_head_dim] == [p.head_dim; 2]
             && p.softcap.is_none();
         let typed = [&query.of, &keys.array, &values.array].iter().all(|x| x.dtype() == self.dtype());
         let several = span.k.shape()[0] > 1 && span.v.shape()[0] > 1;
-        (typed && in_order && one_row && latest && heads && several).then_some(turn)
+        typed && in_order && one_row && latest && heads && several
     }
 }

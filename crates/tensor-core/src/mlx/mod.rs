@@ -10,6 +10,7 @@
 mod activation;
 mod attention;
 mod builder;
+mod check;
 mod cuda;
 mod experts;
 mod fusion;
@@ -33,6 +34,7 @@ use smallvec::SmallVec;
 
 use self::activation::activated;
 use self::builder::On;
+use self::check::{check_rope, check_span, check_write, same_shape};
 use self::cuda::Kernels;
 use self::rope::Ropes;
 use self::tensor::Columns;
@@ -40,8 +42,7 @@ use self::weight::{Matrix, dims};
 use crate::backend::project_in_parts;
 use crate::cpu::Precision;
 use crate::{
-    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, KvLayout, Result, Rope,
-    Sampling,
+    Activation, AttnParams, AttnSpan, Backend, Batch, Error, Ids, Input, Keys, Result, Rope, Sampling,
 };
 
 pub use self::builder::{MlxBuilder, MlxDevice};
@@ -207,41 +208,6 @@ impl Mlx {
 
 fn tensor(array: mlx_rs::error::Result<Array>) -> Result<MlxTensor> {
     array.map(MlxTensor::from).map_err(exception)
-}
-
-fn same_shape(op: &'static str, got: &MlxTensor, want: &MlxTensor) -> Result<()> {
-    let (got, want) = (got.shape(), want.shape());
-    if got == want { Ok(()) } else { Err(shape(op, got, want)) }
-}
-
-/// Rows `rows` of `src` that go to `dst` from `at` on, which has room for them.
-fn check_write(dst: &MlxTensor, at: usize, src: &MlxTensor, rows: &Range<usize>) -> Result<()> {
-    let ([slots, cols], [t, d]) = (dst.shape(), src.shape());
-    let there = rows.start <= rows.end && rows.end <= t && d == cols;
-    if !there || at.checked_add(rows.len()).is_none_or(|end| end > slots) {
-        return Err(shape("write_rows", [t, d], [slots, cols]));
-    }
-    Ok(())
-}
-
-fn check_rope(x: &MlxTensor, rope: &Rope, batch: &Batch) -> Result<()> {
-    let [t, d] = x.shape();
-    let fits =
-        rope.head_dim > 0 && d.is_multiple_of(rope.head_dim) && rope.inv_freq.len() <= rope.head_dim / 2;
-    if fits && batch.rows() == t { Ok(()) } else { Err(shape("rope", [t, d], [batch.rows(), rope.head_dim])) }
-}
-
-fn check_span(q: &MlxTensor, s: &AttnSpan<'_, MlxTensor>, p: &AttnParams) -> Result<()> {
-    let KvLayout { len, keep, ring } = s.layout;
-    let slots = len.min(keep.saturating_add(ring));
-    let fits = |x: &MlxTensor, dim| {
-        let [rows, cols] = x.shape();
-        cols == dim && rows >= slots && (ring > 0 || len <= keep)
-    };
-    if fits(s.k, p.k_dim()) && fits(s.v, p.v_dim()) && s.rows.end <= q.shape()[0] && s.rows.len() <= len {
-        return Ok(());
-    }
-    Err(shape("attention", s.k.shape(), [slots, p.k_dim()]))
 }
 
 impl Backend for Mlx {

@@ -44,12 +44,6 @@ pub(super) struct Turn {
     pub positions: SmallVec<[u32; 2]>,
 }
 
-impl Turn {
-    pub(super) fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.rope, &other.rope) && self.positions == other.positions
-    }
-}
-
 /// A row that is to be written.
 #[derive(Debug)]
 pub(super) struct Asked {
