@@ -64,7 +64,8 @@ pub enum RopeScaling {
         /// Factor on the rotated values.
         attention_factor: f64,
     },
-    /// A divisor for each pair: one set up to `original` tokens, another beyond.
+    /// A divisor for each pair: one set up to `original` tokens, another beyond, as transformers has it. mlx-lm takes the
+    /// long ones for any length, so its results differ for short sequences.
     LongRope {
         /// Divisors for sequences of at most `original` tokens.
         short: Vec<f64>,
