@@ -153,9 +153,11 @@ impl Threads {
         let mut mine = 0;
         let own = catch_unwind(AssertUnwindSafe(|| self.shared.claim(tasks, body, &mut mine)));
         let waited = self.shared.close();
-        if mine > 0 && waited > STALL {
+        if mine == 0 || waited > STALL {
             let now = Instant::now();
-            pace.judge(now, (now - start).saturating_sub(waited) / mine, waited);
+            if let Some(lost) = lost(mine, now - start, waited) {
+                pace.stalled(now, lost);
+            }
         }
         let theirs = lock(&self.shared.panic).take();
         drop(pace);
@@ -204,21 +206,29 @@ impl Drop for Threads {
 }
 
 impl Pace {
-    /// After a wait at `now`: sets the caller to work alone if stalls cost more than the workers give, longer each time
-    /// if they follow one another.
-    fn judge(&mut self, now: Instant, task: Duration, waited: Duration) {
-        if waited < STALL + 4 * task {
-            return;
-        }
+    /// After a stall that lost so much and ends `now`: sets the caller to work alone if stalls cost more than the workers
+    /// give, longer each time if they follow one another.
+    fn stalled(&mut self, now: Instant, lost: Duration) {
         let since = self.paired_since.replace(now);
-        let paired = since.map_or(Duration::MAX, |since| now.saturating_duration_since(since + waited));
-        if waited < paired / BEARABLE {
+        let paired = since.map_or(Duration::MAX, |since| now.saturating_duration_since(since + lost));
+        if lost < paired / BEARABLE {
             return;
         }
-        self.alone_for = if paired < waited { (2 * self.alone_for).min(ALONE[1]) } else { ALONE[0] };
+        self.alone_for = if paired < lost { (2 * self.alone_for).min(ALONE[1]) } else { ALONE[0] };
         self.alone_until = Some(now + self.alone_for);
         self.paired_since = self.alone_until;
     }
+}
+
+/// What a run of `took` lost because a worker and the caller were short of a core: the caller ran `mine` tasks and then
+/// waited. [`None`] if nothing to speak of.
+fn lost(mine: u32, took: Duration, waited: Duration) -> Option<Duration> {
+    if mine == 0 {
+        // All was done when the caller came to it: a worker that it woke ran on its core, and spun there after.
+        return (took > SPIN).then_some(took);
+    }
+    let task = took.saturating_sub(waited) / mine;
+    (waited > STALL + 4 * task).then_some(waited)
 }
 
 impl Shared {
@@ -547,27 +557,35 @@ mod tests {
     fn the_caller_works_alone_after_stalls_for_longer_each_time() {
         let mut pace = Pace { alone_until: None, alone_for: ALONE[0], paired_since: None };
         let (mut now, stall) = (Instant::now(), Duration::from_millis(3));
-        pace.judge(now, Duration::from_millis(1), stall);
-        assert!(pace.paired_since.is_none(), "three tasks' time is no stall");
         // The first one, and some that are far apart.
         for _ in 0..4 {
-            pace.judge(now, Duration::ZERO, stall);
+            pace.stalled(now, stall);
             assert!(pace.alone_until.is_none());
             now += (BEARABLE + 2) * stall;
         }
         now -= BEARABLE * stall;
-        pace.judge(now, Duration::ZERO, stall);
+        pace.stalled(now, stall);
         assert_eq!(pace.alone_until, Some(now + ALONE[0]));
         for wanted in [10, 20, 40, 80, 160, 200, 200] {
             now = pace.alone_until.unwrap_or(now) + stall;
-            pace.judge(now, Duration::ZERO, stall);
+            pace.stalled(now, stall);
             assert_eq!(pace.alone_for, Duration::from_millis(wanted));
             assert_eq!(pace.alone_until, Some(now + pace.alone_for));
         }
         // A stall a while after the last one counts as the first.
         now = pace.alone_until.unwrap_or(now) + 3 * stall;
-        pace.judge(now, Duration::ZERO, stall);
+        pace.stalled(now, stall);
         assert_eq!(pace.alone_for, ALONE[0]);
+    }
+
+    #[test]
+    fn time_is_lost_by_waits_and_by_workers_on_the_callers_core() {
+        let ms = Duration::from_millis;
+        assert_eq!(lost(3, ms(6), ms(3)), None, "three tasks' time is no stall");
+        assert_eq!(lost(3, ms(15), ms(12)), Some(ms(12)));
+        assert_eq!(lost(1, SPIN, Duration::ZERO), None);
+        assert_eq!(lost(0, SPIN, Duration::ZERO), None, "a worker that was awake was quicker");
+        assert_eq!(lost(0, ms(1), Duration::ZERO), Some(ms(1)));
     }
 
     #[test]
