@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rillm_generate::{Error, GgufVocab, Message, Special, TemplateOptions, Tokenizer};
 use rillm_nn::Gguf;
+use rillm_nn::weights::Texts;
 use serde_json::Value;
 
 fn vectors() -> PathBuf {
@@ -289,14 +290,14 @@ fn bad_files_are_errors_that_name_them() {
 fn bad_gguf_vocabularies_are_errors_that_name_the_key() {
     let good = GgufVocab {
         model: "llama".into(),
-        tokens: vec!["<unk>".into(), "a".into()],
+        tokens: Texts::from_iter(["<unk>", "a"]),
         scores: vec![0.0, 0.0],
         ..GgufVocab::default()
     };
     assert!(Tokenizer::from_gguf_vocab(&good).is_ok());
     let broken: [(GgufVocab, &str); 7] = [
         (GgufVocab { model: "t5".into(), ..good.clone() }, "t5"),
-        (GgufVocab { tokens: vec![], ..good.clone() }, "got 0"),
+        (GgufVocab { tokens: Texts::default(), ..good.clone() }, "got 0"),
         (GgufVocab { scores: vec![], ..good.clone() }, "scores"),
         (GgufVocab { scores: vec![1.0], ..good.clone() }, "scores"),
         (GgufVocab { token_types: vec![1], ..good.clone() }, "token_type"),
@@ -318,10 +319,10 @@ fn gguf_vocabularies_of_gemma_4_have_listed_merges() {
     ];
     let vocab = GgufVocab {
         model: "gemma4".into(),
-        tokens: tokens.map(String::from).into(),
+        tokens: Texts::from_iter(tokens),
         scores: vec![0.0; tokens.len()],
         token_types: vec![3, 3, 3, 3, 6, 6, 6, 1, 1, 1, 1, 1, 1, 1, 1, 3],
-        merges: ["a b", "▁ ab", "▁ a", "\n \n"].map(String::from).into(),
+        merges: Texts::from_iter(["a b", "▁ ab", "▁ a", "\n \n"]),
         bos: Some(2),
         eos: vec![1],
         unk: Some(3),
@@ -337,7 +338,8 @@ fn gguf_vocabularies_of_gemma_4_have_listed_merges() {
     assert_eq!(tokenizer.decode(&[8, 14, 13, 12, 4, 5, 6, 10]).unwrap(), "a ab\n\n\n€ a");
     assert_eq!(tokenizer.eos(), [1, 15]);
     assert!(tokenizer.adds_bos());
-    let error = Tokenizer::from_gguf_vocab(&GgufVocab { merges: vec![], ..vocab }).unwrap_err().to_string();
+    let error =
+        Tokenizer::from_gguf_vocab(&GgufVocab { merges: Texts::default(), ..vocab }).unwrap_err().to_string();
     assert!(error.contains("tokenizer.ggml.merges"), "{error}");
 }
 
@@ -346,7 +348,7 @@ fn gguf_metadata_decide_about_the_bos() {
     let vocab = |model: &str, pre: &str, add_bos| GgufVocab {
         model: model.into(),
         pre: Some(pre.into()),
-        tokens: vec!["<s>".into(), "a".into()],
+        tokens: Texts::from_iter(["<s>", "a"]),
         scores: vec![0.0, 0.0],
         bos: Some(0),
         add_bos,
@@ -366,7 +368,7 @@ fn gguf_metadata_decide_about_the_bos() {
 fn gguf_control_tokens_that_end_an_answer_are_eos() {
     let vocab = |tokens: &[&str]| GgufVocab {
         model: "gpt2".into(),
-        tokens: tokens.iter().map(|t| (*t).to_owned()).collect(),
+        tokens: Texts::from_iter(tokens),
         token_types: tokens.iter().map(|t| if t.starts_with('<') { 3 } else { 1 }).collect(),
         eos: vec![1],
         ..GgufVocab::default()

@@ -97,10 +97,11 @@ pub trait KvCache<B: Backend>: Debug + Send {
     fn bytes(&self, be: &B) -> usize;
 }
 
-/// Buffers grow in steps of this many positions, as mlx-lm's do.
-const STEP: usize = 256;
+/// Buffers grow in steps of this many positions.
+const STEP: usize = 64;
 
-/// Slots for at least `need` positions, growing by half so that a long sequence is copied rarely.
+/// Slots for at least `need` positions, growing by an eighth: what a long sequence costs to copy is little beside reading
+/// it for each of the tokens between, and little memory waits for tokens that may not come.
 fn grown(need: usize, have: usize) -> usize {
-    need.max(have + have / 2).next_multiple_of(STEP)
+    need.max(have + have / 8).next_multiple_of(STEP)
 }

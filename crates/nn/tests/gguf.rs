@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
-use rillm_nn::weights::{Array, Value};
+use rillm_nn::weights::{Array, Texts, Value};
 use rillm_nn::{Error, Gguf, WeightSource};
 use rillm_quant::{FloatType, Format};
 
@@ -29,7 +29,7 @@ fn metadata_of_the_reference_writer() {
     assert_eq!(g.f32("test.f32").unwrap(), Some(1e-5));
     assert_eq!(g.metadata("test.f64"), Some(&Value::F64(0.1)));
     assert_eq!(g.bool("test.bool").unwrap(), Some(true));
-    assert_eq!(g.strings("test.strings").unwrap().unwrap(), ["<s>", "", "▁the"]);
+    assert_eq!(*g.strings("test.strings").unwrap().unwrap(), Texts::from_iter(["<s>", "", "▁the"]));
     assert_eq!(g.floats("test.floats").unwrap().unwrap(), [0.0, -1.5, 2.25]);
     assert_eq!(g.integers("test.integers").unwrap().unwrap(), [1, -2, 3]);
     assert_eq!(g.metadata("test.bools"), Some(&Value::Array(Array::Bools(vec![true, false]))));

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use rillm_nn::Gguf;
+use rillm_nn::weights::Texts;
 use serde_json::{Value, json};
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper};
@@ -45,13 +46,13 @@ pub struct GgufVocab {
     /// How `gpt2` splits text before merging; `default` if absent.
     pub pre: Option<String>,
     /// The spelling of each token.
-    pub tokens: Vec<String>,
+    pub tokens: Texts,
     /// The score of each token of `llama`: higher ones are merged first.
     pub scores: Vec<f32>,
     /// The type of each token; all normal if empty.
     pub token_types: Vec<i64>,
     /// The merges of `gpt2` and `gemma4`, two spellings with a space between, best first.
-    pub merges: Vec<String>,
+    pub merges: Texts,
     /// The token that begins a text.
     pub bos: Option<u32>,
     /// The tokens that end an answer.
@@ -75,15 +76,16 @@ impl GgufVocab {
     /// [`Error::Model`] if a key is missing or of another type than it should be.
     pub fn read(gguf: &Gguf) -> Result<Self> {
         let key = |name: &str| format!("tokenizer.ggml.{name}");
-        let strings = |name: &str| Ok::<_, Error>(gguf.strings(&key(name))?.map(<[String]>::to_vec));
+        let strings = |name: &str| Ok::<_, Error>(gguf.strings(&key(name))?.cloned());
         let token = |name: &str| -> Result<Option<u32>> {
             Ok(gguf.usize(&key(name))?.and_then(|id| u32::try_from(id).ok()))
         };
         let model = gguf.require(&key("model"), gguf.str(&key("model"))?)?.to_owned();
         let tokens = gguf.require(&key("tokens"), strings("tokens")?)?;
         let mut chat_templates = BTreeMap::new();
-        let names = gguf.strings("tokenizer.chat_templates")?.unwrap_or_default();
-        let named = names.iter().map(|name| (name.as_str(), format!("tokenizer.chat_template.{name}")));
+        let names = gguf.strings("tokenizer.chat_templates")?;
+        let names = names.into_iter().flat_map(Texts::iter);
+        let named = names.map(|name| (name, format!("tokenizer.chat_template.{name}")));
         for (name, key) in named.chain([("default", "tokenizer.chat_template".to_owned())]) {
             if let Some(source) = gguf.str(&key)? {
                 chat_templates.insert(name.to_owned(), source.to_owned());
@@ -140,11 +142,11 @@ impl GgufVocab {
 
     fn spelling(&self, id: Option<u32>) -> Option<(&str, u32)> {
         let id = id?;
-        Some((self.tokens.get(id as usize)?.as_str(), id))
+        Some((self.tokens.get(id as usize)?, id))
     }
 
     fn ids(&self) -> Vocab {
-        self.tokens.iter().zip(0..).map(|(token, id)| (token.clone(), id)).collect()
+        self.tokens.iter().zip(0..).map(|(token, id)| (token.to_owned(), id)).collect()
     }
 
     /// Byte-level merges: GPT-2 and its many descendants.
@@ -263,9 +265,9 @@ impl GgufVocab {
         tokens
             .filter(|(kind, token)| matches!(*kind, UNKNOWN | CONTROL | USER_DEFINED) && !token.is_empty())
             .map(|(kind, token)| {
-                AddedToken::from(token.as_str(), kind != USER_DEFINED)
+                AddedToken::from(token, kind != USER_DEFINED)
                     .normalized(false)
-                    .rstrip(phi3 && !plain.contains(&token.as_str()))
+                    .rstrip(phi3 && !plain.contains(&token))
             })
             .collect()
     }
@@ -275,7 +277,7 @@ impl GgufVocab {
         // The harmony format closes every message with <|end|>, and an answer may have several.
         let harmony = self.tokens.iter().any(|token| token == "<|return|>");
         for (token, id) in self.tokens.iter().zip(0..) {
-            let ends = ENDS.contains(&token.as_str()) && self.kind(id as usize) == CONTROL;
+            let ends = ENDS.contains(&token) && self.kind(id as usize) == CONTROL;
             if ends && !(harmony && token == "<|end|>") {
                 eos.push(id);
             }

@@ -4,6 +4,7 @@
 //! Layout: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 mod cursor;
+mod texts;
 mod value;
 
 use std::borrow::Cow;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use rillm_quant::{FloatType, Format, RawTensor};
 
 use self::cursor::Cursor;
+pub use self::texts::Texts;
 pub use self::value::{Array, NumberType, Numbers, Value};
 use super::WeightSource;
 use super::map::Bytes;
@@ -151,7 +153,7 @@ impl Gguf {
     ///
     /// # Errors
     /// [`Error::MetadataType`].
-    pub fn strings(&self, key: &str) -> Result<Option<&[String]>> {
+    pub fn strings(&self, key: &str) -> Result<Option<&Texts>> {
         self.convert(key, "an array of texts", Value::as_strings)
     }
 

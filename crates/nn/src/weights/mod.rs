@@ -10,7 +10,7 @@ mod safetensors;
 mod scope;
 
 pub use adapt::{Adapted, Lie, Origin};
-pub use gguf::{Array, Gguf, NumberType, Numbers, Value};
+pub use gguf::{Array, Gguf, NumberType, Numbers, Texts, Value};
 pub use quantization::Quantization;
 pub use safetensors::Safetensors;
 pub use scope::Weights;

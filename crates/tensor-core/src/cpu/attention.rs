@@ -74,7 +74,7 @@ pub(crate) fn attention(
         return work.run(whole);
     }
     let mut buffer = ctx.scratch.take(floats * size_of::<f32>())?;
-    let divided = Work { parts: Some(Shared(buffer.floats_mut().as_mut_ptr())), ..divided };
+    let divided = Work { parts: Some(Shared(buffer.values_mut::<f32>().as_mut_ptr())), ..divided };
     divided.run(divided.tasks())?;
     let rows = spans.iter().map(|s| s.rows.len()).sum::<usize>();
     ctx.threads.run(rows * p.heads, &|i| divided.merge(i / p.heads, i % p.heads));
@@ -236,7 +236,7 @@ impl<'a> Work<'a> {
         let form = Form::of(rows, self.tiled());
         let (floats, states) = (Tile::floats(form, rows, dims), rows * self.state());
         let mut buffer = self.ctx.scratch.take(task.kv_heads.len() * (floats + states) * size_of::<f32>())?;
-        let (memory, totals) = buffer.floats_mut().split_at_mut(task.kv_heads.len() * floats);
+        let (memory, totals) = buffer.values_mut::<f32>().split_at_mut(task.kv_heads.len() * floats);
         let totals = &mut totals[..task.kv_heads.len() * states];
         totals.fill(0.0);
         let mut tiles: SmallVec<[Tile<'_>; 8]> = SmallVec::new();

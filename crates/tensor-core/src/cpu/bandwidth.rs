@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use super::Cpu;
-use super::buffer::Buffer;
+use super::arena::{Arena, Piece};
 use crate::Result;
 
 /// Bytes that a thread reads at a time: the size of a few row blocks of a matrix.
@@ -14,7 +14,7 @@ const CHUNK: usize = 1 << 18;
 #[derive(Debug)]
 pub struct Bandwidth {
     cpu: Cpu,
-    buffer: Buffer,
+    buffer: Piece,
 }
 
 impl Cpu {
@@ -24,7 +24,7 @@ impl Cpu {
     /// # Errors
     /// No memory.
     pub fn bandwidth(&self, bytes: usize) -> Result<Bandwidth> {
-        let mut buffer = Buffer::zeroed(bytes.max(CHUNK), "measuring bandwidth")?;
+        let mut buffer = Arena::default().take(bytes.max(CHUNK), "measuring bandwidth")?;
         buffer.bytes_mut().fill(1);
         Ok(Bandwidth { cpu: self.clone(), buffer })
     }

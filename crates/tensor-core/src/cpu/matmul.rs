@@ -11,7 +11,7 @@ use rillm_quant::FloatType;
 
 pub(crate) use self::many::{Along, Job, many};
 use self::panels::build;
-use super::buffer::Buffer;
+use super::arena::{Arena, Piece};
 use super::kernels::Kernels;
 use super::kernels::matmul::{MAX_TOKENS, Tile};
 use super::kernels::panel::{PANELS, Panel};
@@ -60,25 +60,33 @@ impl Precision {
 
 /// Buffers for panels, kept from one product to the next.
 #[derive(Debug, Default)]
-pub(crate) struct Scratch(Mutex<Vec<Buffer>>);
+pub(crate) struct Scratch {
+    memory: Arena,
+    free: Mutex<Vec<Piece>>,
+}
 
 impl Scratch {
+    /// None yet, in `memory`.
+    pub(crate) fn new(memory: Arena) -> Self {
+        Self { memory, free: Mutex::default() }
+    }
+
     /// A buffer of at least `len` bytes, with anything in it.
-    pub(crate) fn take(&self, len: usize) -> Result<Buffer> {
-        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn take(&self, len: usize) -> Result<Piece> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = free.iter().enumerate().filter(|(_, b)| b.bytes().len() >= len);
         match fits.min_by_key(|(_, b)| b.bytes().len()).map(|(i, _)| i) {
             Some(i) => Ok(free.swap_remove(i)),
             // In powers of two, so that growing prompts don't leave a trail.
             None => {
                 free.pop();
-                Buffer::zeroed(len.next_power_of_two(), "activations")
+                self.memory.take(len.next_power_of_two(), "activations")
             }
         }
     }
 
-    pub(crate) fn give(&self, buffer: Buffer) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+    pub(crate) fn give(&self, buffer: Piece) {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
     }
 }
 
@@ -168,7 +176,7 @@ struct Product<'a> {
     parts: &'a [Packed],
     epilogue: Epilogue<'a>,
     /// One of each kind that a part calls for.
-    panels: &'a [Option<Buffer>; PANELS],
+    panels: &'a [Option<Piece>; PANELS],
     t: usize,
 }
 

@@ -3,9 +3,9 @@
 //! What is computed where: `packed` lays weights out, `matmul` and `attention` divide work among `threads`,
 //! `kernels` compute, `tensor` owns memory.
 
+mod arena;
 mod attention;
 mod bandwidth;
-mod buffer;
 mod experts;
 mod kernels;
 mod matmul;
@@ -22,8 +22,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rillm_quant::RawTensor;
 
+use self::arena::Arena;
 use self::attention::SpanView;
-use self::buffer::Arena;
 use self::kernels::Kernels;
 use self::matmul::{Context, Epilogue, Residual, Scratch};
 use self::packed::Packed;
@@ -100,14 +100,16 @@ impl CpuBuilder {
                 message: format!("no kernels {name:?} here, there are {}", Cpu::kernel_names().join(", ")),
             })?,
         };
+        // Activations and what is computed from them share pages; weights and caches have theirs.
+        let work = Arena::default();
         Ok(Cpu(Arc::new(Inner {
             kernels,
             threads: Threads::new(self.threads.unwrap_or_else(threads::default_threads))?,
             precision: self.precision,
-            scratch: Scratch::default(),
+            scratch: Scratch::new(work.clone()),
             weights: Arena::default(),
             caches: Arena::default(),
-            pool: Arc::default(),
+            pool: Arc::new(Pool::new(work)),
             angles: Angles::default(),
         })))
     }

@@ -35,7 +35,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use half::{bf16, f16};
 use rillm_quant::{E2M1, FloatType, Format, RawTensor};
 
-use super::buffer::{Arena, Piece};
+use super::arena::{Arena, Piece};
 use super::kernels::Kernels;
 use super::kernels::vector::LANES;
 use super::threads::Threads;

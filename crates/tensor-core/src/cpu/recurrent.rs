@@ -113,7 +113,7 @@ impl Cpu {
             match self.0.scratch.take(floats * size_of::<f32>()) {
                 Ok(mut memory) => {
                     let place = Place { span: &spans[s], before: before[s], y, after: after[s] };
-                    body(&place, i, &mut memory.floats_mut()[..floats]);
+                    body(&place, i, &mut memory.values_mut::<f32>()[..floats]);
                     self.0.scratch.give(memory);
                 }
                 Err(error) => *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error),

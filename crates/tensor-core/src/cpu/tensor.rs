@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use half::f16;
 
-use super::buffer::{Arena, Buffer, Piece};
+use super::arena::{Arena, Piece};
 use super::rows::{Rows, RowsMut};
 use crate::{Error, Result};
 
@@ -14,10 +14,10 @@ use crate::{Error, Result};
 const FREE: usize = 48;
 
 /// Memory of activations between uses, so that steady decoding never calls the allocator.
-#[derive(Default)]
 pub(super) struct Pool {
+    memory: Arena,
     /// The longest unused first.
-    free: Mutex<Vec<Arc<Buffer>>>,
+    free: Mutex<Vec<Arc<Piece>>>,
 }
 
 impl fmt::Debug for Pool {
@@ -27,26 +27,31 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
+    /// None yet, in `memory`.
+    pub(super) fn new(memory: Arena) -> Self {
+        Self { memory, free: Mutex::default() }
+    }
+
     /// At least `len` values with unspecified contents: the smallest that fits, unless it is far too large.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub(super) fn take(self: &Arc<Self>, len: usize) -> Result<Buf> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = |b: &Arc<Buffer>| b.floats().len();
-        let fits = |b: &Arc<Buffer>| room(b) >= len && room(b) <= 2 * len + 4096;
+        let room = |b: &Arc<Piece>| b.values::<f32>().len();
+        let fits = |b: &Arc<Piece>| room(b) >= len && room(b) <= 2 * len + 4096;
         let best = free.iter().enumerate().filter(|(_, b)| fits(b)).min_by_key(|(_, b)| room(b));
         let data = match best.map(|(i, _)| i) {
             Some(i) => free.remove(i),
             None => {
                 let bytes = len.saturating_add(256).saturating_mul(size_of::<f32>());
-                Arc::new(Buffer::zeroed(bytes, "activations")?)
+                Arc::new(self.memory.take(bytes, "activations")?)
             }
         };
         Ok(Buf { data: Some(data), pool: Arc::clone(self) })
     }
 
-    fn put(&self, data: Arc<Buffer>) {
+    fn put(&self, data: Arc<Piece>) {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         if free.capacity() == 0 {
             free.reserve_exact(FREE);
@@ -62,17 +67,17 @@ impl Pool {
 #[derive(Clone)]
 pub(super) struct Buf {
     /// `None` only while it is dropped.
-    data: Option<Arc<Buffer>>,
+    data: Option<Arc<Piece>>,
     pool: Arc<Pool>,
 }
 
 impl Buf {
     fn values(&self) -> &[f32] {
-        self.data.as_ref().map_or(&[], |d| d.floats())
+        self.data.as_ref().map_or(&[], |d| d.values())
     }
     /// `None` if the buffer is shared.
     fn values_mut(&mut self) -> Option<&mut [f32]> {
-        self.data.as_mut().and_then(Arc::get_mut).map(Buffer::floats_mut)
+        self.data.as_mut().and_then(Arc::get_mut).map(Piece::values_mut)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::cursor::Cursor;
+use super::texts::Texts;
 use crate::{Error, Result};
 
 /// The deepest nesting of arrays that is read; known files have none.
@@ -35,7 +36,7 @@ pub enum Array {
     /// Truth values.
     Bools(Vec<bool>),
     /// Texts.
-    Strings(Vec<String>),
+    Strings(Texts),
     /// Arrays.
     Arrays(Vec<Array>),
 }
@@ -134,7 +135,7 @@ impl Value {
     }
 
     /// An array of texts.
-    pub fn as_strings(&self) -> Option<&[String]> {
+    pub fn as_strings(&self) -> Option<&Texts> {
         if let Self::Array(Array::Strings(v)) = self { Some(v) } else { None }
     }
 
@@ -190,7 +191,7 @@ impl Array {
             }
             Type::String => {
                 cursor.check(len.saturating_mul(STRING), key)?;
-                Self::Strings((0..len).map(|_| Ok(cursor.text(key)?.to_owned())).collect::<Result<_>>()?)
+                Self::Strings((0..len).map(|_| cursor.text(key)).collect::<Result<_>>()?)
             }
             Type::Array => {
                 cursor.check(len.saturating_mul(ARRAY), key)?;

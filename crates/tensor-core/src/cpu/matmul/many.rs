@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use super::panels::build;
 use super::{Context, Epilogue, Out, Product, Residual, shape, span};
 use crate::cpu::SERIAL;
-use crate::cpu::buffer::Buffer;
+use crate::cpu::arena::Piece;
 use crate::cpu::kernels::panel::PANELS;
 use crate::cpu::packed::Packed;
 use crate::cpu::rows::RowsMut;
@@ -40,7 +40,7 @@ pub(crate) enum Along {
 }
 
 /// The panels of a product, one of each kind that a part calls for.
-type Panels = [Option<Buffer>; PANELS];
+type Panels = [Option<Piece>; PANELS];
 
 /// All `jobs`, their results in `out`, which they cover.
 ///

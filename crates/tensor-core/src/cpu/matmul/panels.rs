@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::Context;
-use crate::cpu::buffer::Buffer;
+use crate::cpu::arena::Piece;
 use crate::cpu::kernels::matmul::MAX_TOKENS;
 use crate::cpu::kernels::panel::{Panel, Tokens};
 use crate::cpu::kernels::vector::LANES;
@@ -12,7 +12,7 @@ use crate::cpu::source::Source;
 use crate::{Error, Result};
 
 /// All panels of what `source` makes. That of the tokens from `start` is at `start * units * unit_bytes`.
-pub(super) fn build(ctx: &Context<'_>, panel: Panel, source: &Source<'_>) -> Result<Buffer> {
+pub(super) fn build(ctx: &Context<'_>, panel: Panel, source: &Source<'_>) -> Result<Piece> {
     let [t, cols] = source.shape();
     let token_bytes = cols.div_ceil(UNIT) * panel.unit_bytes();
     let slots = panel.all_slots(t);
@@ -64,7 +64,7 @@ fn tiles(
                 Tokens { data: &x.data[start * x.stride..], tokens, slots, cols, stride: x.stride }
             }
             (_, Some(made)) => {
-                let made = &mut made.floats_mut()[..tokens * cols];
+                let made = &mut made.values_mut::<f32>()[..tokens * cols];
                 for (i, row) in made.chunks_exact_mut(cols).enumerate() {
                     source.make(&ctx.kernels.elementwise, start + i, row);
                 }

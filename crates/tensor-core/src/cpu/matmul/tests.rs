@@ -5,7 +5,7 @@ use rillm_quant::{FloatType, Format};
 
 use super::tiled;
 use super::{Context, Epilogue, Precision, Residual, Scratch, linear};
-use crate::cpu::buffer::Arena;
+use crate::cpu::arena::Arena;
 use crate::cpu::kernels::tiles::reference::TILED;
 use crate::cpu::kernels::{Kernels, available, best, by_name};
 use crate::cpu::packed::Packed;

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use rillm_quant::{FloatType, Format, RawTensor};
 
 use super::Packed;
-use crate::cpu::buffer::Arena;
+use crate::cpu::arena::Arena;
 use crate::cpu::kernels::{Kernels, available, best};
 use crate::cpu::threads::Threads;
 

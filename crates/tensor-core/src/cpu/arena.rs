@@ -1,5 +1,4 @@
-//! Bytes on huge pages where the system has them: buffers of their own, and pieces of an arena. Not a tensor: no shape,
-//! no element type.
+//! Bytes on huge pages where the system has them, as pieces of an arena. Not a tensor: no shape, no element type.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,57 +7,6 @@ use memmap2::{MmapMut, MmapRaw};
 
 use crate::{Error, Result};
 
-/// Zeroed bytes, aligned to a page; to a huge page if there are half as many. Pages are taken from the system when they
-/// are first written.
-#[derive(Debug)]
-pub(crate) struct Buffer {
-    map: MmapMut,
-    start: usize,
-    len: usize,
-}
-
-impl Buffer {
-    /// `len` zeros, for `what`.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`].
-    pub(crate) fn zeroed(len: usize, what: &'static str) -> Result<Self> {
-        let error = |_| Error::OutOfMemory { what, bytes: len };
-        // Small ones would waste most of a huge page. An empty mapping is an error; nobody looks at the extra byte.
-        let is_large = len >= HUGE / 2;
-        let size = if is_large { len.saturating_add(2 * HUGE) } else { len.max(1) };
-        let map = MmapMut::map_anon(size).map_err(error)?;
-        // Weights are read end to end for each token: with small pages the walks of page tables show. Where the
-        // system refuses, small pages it is.
-        #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage);
-        let start = if is_large { map.as_ptr().align_offset(HUGE).min(HUGE) } else { 0 };
-        Ok(Self { map, start, len })
-    }
-
-    /// The bytes.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.map[self.start..][..self.len]
-    }
-
-    /// The bytes, to be written.
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.map[self.start..][..self.len]
-    }
-
-    /// The whole floats in it.
-    pub(crate) fn floats(&self) -> &[f32] {
-        // SAFETY: all bits are floats. The bytes start at a page, so nothing is cut off in front.
-        unsafe { self.bytes().align_to().1 }
-    }
-
-    /// The whole floats in it, to be written.
-    pub(crate) fn floats_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as in `floats`.
-        unsafe { self.bytes_mut().align_to_mut().1 }
-    }
-}
-
 /// Bytes of a huge page.
 const HUGE: usize = 2 << 20;
 /// Bytes that an arena takes from the system at a time, unless one piece is larger. Untouched, they cost nothing.
@@ -66,7 +14,7 @@ const CHUNK: usize = 64 << 20;
 /// Alignment of a piece: two cache lines, which are fetched together.
 const ALIGN: usize = 128;
 
-/// Memory for matrices and caches: pieces follow each other without gaps, so that those of any size share huge pages.
+/// Memory for matrices, caches or activations: pieces follow each other without gaps, so that those of any size share huge pages.
 /// What is given back is taken again; a chunk goes back to the system with the last of its pieces.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Arena(Arc<Mutex<Vec<Chunk>>>);
