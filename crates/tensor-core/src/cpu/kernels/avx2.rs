@@ -205,8 +205,7 @@ impl<const VNNI: bool> Vector for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn dots<const BITS: u32, const N: usize, const T: usize>(w: &[I; N], x: *const u8) -> [I; T] {
         let mut dots = [[_mm256_setzero_si256(); 2]; T];
-        if VNNI || BITS == 8 {
-            // One instruction, or one that first takes a token's bytes apart: halves would do that twice.
+        if VNNI || (BITS == 8 && T <= 2) {
             for (t, dot) in dots.iter_mut().enumerate() {
                 for (i, w) in w.iter().enumerate() {
                     *dot = Self::dot_u8(
@@ -220,12 +219,24 @@ impl<const VNNI: bool> Vector for Avx2<VNNI> {
         }
         // The vectors' halves one after the other: eight of them stay in registers for all tokens.
         for half in 0..2 {
-            let mut halves = [_mm256_setzero_si256(); N];
-            for (half_w, w) in halves.iter_mut().zip(w) {
-                *half_w = w[half];
+            let halves: [__m256i; N] = std::array::from_fn(|i| w[i][half]);
+            let tokens = if T > 2 { opaque(T) } else { T };
+            if BITS < 8 {
+                for (t, dot) in dots.iter_mut().enumerate().take(tokens) {
+                    dot[half] = dots_of::<BITS, N>(&halves, x.add(t * UNIT));
+                }
+                continue;
             }
-            for (t, dot) in dots.iter_mut().enumerate().take(if T > 2 { opaque(T) } else { T }) {
-                dot[half] = dots_of::<BITS, N>(&halves, x.add(t * UNIT));
+            // Products of whole bytes don't fit 16 bits; those of half bytes do, several of them.
+            let nibble = _mm256_set1_epi8(15);
+            let low = halves.map(|w| _mm256_and_si256(w, nibble));
+            for (t, dot) in dots.iter_mut().enumerate().take(tokens) {
+                dot[half] = dots_of::<4, N>(&low, x.add(t * UNIT));
+            }
+            let high = halves.map(|w| _mm256_and_si256(_mm256_srli_epi16::<4>(w), nibble));
+            for (t, dot) in dots.iter_mut().enumerate().take(tokens) {
+                let high = _mm256_slli_epi32::<4>(dots_of::<4, N>(&high, x.add(t * UNIT)));
+                dot[half] = _mm256_add_epi32(dot[half], high);
             }
         }
         dots
