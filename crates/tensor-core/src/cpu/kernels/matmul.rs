@@ -421,7 +421,7 @@ impl<Q: Quants> Product for Int8<Q> {
             let scales = scales::<V, Q>(start, layout, 0);
             w = w.add(meta_bytes);
             // Sums that wait for the group's scale are one more thing of each token that goes through memory.
-            if Q::SUPER || group_units == 1 || (T > 2 && !is_wide::<V>()) {
+            if Q::SUPER || group_units == 1 || !is_wide::<V>() {
                 for u in 0..group_units {
                     let scales = if Q::SUPER { self::scales::<V, Q>(start, layout, u) } else { scales };
                     scaled_unit::<V, Q, T>([w, x], &scales, &mut acc);
