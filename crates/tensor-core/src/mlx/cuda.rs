@@ -263,10 +263,8 @@ pub(super) struct Draw {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Plan {
     steps: usize,
-    /// Warps along a row.
-    wk: usize,
-    /// Tiles of 16 outputs in a block.
-    wr: usize,
+    /// Of a block, along a row.
+    warps: usize,
     blocks: usize,
 }
 
@@ -345,50 +343,49 @@ impl Matvec {
     /// Whether the kernel takes such shapes.
     pub(super) fn is_possible(self) -> bool {
         let whole = if self.bits == 16 { 8 } else { self.group };
-        let Plan { steps, wk, wr, .. } = self.plan();
+        let Plan { steps, warps, .. } = self.plan();
         let fits = self.inp > 0 && self.out > 0 && self.inp.is_multiple_of(whole);
-        fits && self.shared_memory(steps, wk, wr) <= SHARED_MEMORY
+        fits && self.shared_memory(steps, warps) <= SHARED_MEMORY
     }
 
-    /// As measured on an H100 over 850 plans: enough bytes in flight for its processors, few warps that wait for each
-    /// other, and blocks that are all there at once.
+    /// As measured over 1800 plans on an H100 and an H200: enough bytes in flight for all processors, few warps that wait
+    /// for each other, as many windows for each of them, and blocks that are all there at once.
     fn plan(self) -> Plan {
-        let Self { bits, group, inp, out, rows, .. } = self;
+        let Self { bits, group, inp, out, rows, pairs, .. } = self;
         // 16-byte loads of four lanes along a row, and tiles of outputs.
         let (loads, tiles) = ((inp * bits).div_ceil(512), out.div_ceil(16));
-        // Columns of a window are whole groups, at most eight.
-        let clamp = |steps: usize| match bits {
-            16 => steps,
-            bits => steps.min(8 * group * bits / 512).max(group * bits / 512).max(1),
+        let all = tiles * pairs.max(1);
+        let gated = matches!(self.prologue, Prologue::SiluGate | Prologue::GeluGate);
+        // Warps of a block at most, and those that a processor has at once.
+        let (mut steps, mut most, resident) = match bits {
+            // More than 12 warps leave a thread 128 registers, more than 8 leave it 168.
+            16 => (4, if gated && rows > 2 { 8 } else { 16 }, if rows > 1 { 8 } else { 16 }),
+            _ if rows > 1 => (4, 8, 8),
+            _ if inp > 4096 => (4, if loads > 64 { 16 } else { 8 }, 16),
+            _ if tiles > 2 * PROCESSORS => (4, if loads > 24 { 4 } else { 6 }, 12),
+            _ if all > 2 * PROCESSORS => (bits / 2, 4, 16),
+            _ => (bits / 2, if all > PROCESSORS { 8 } else { 12 }, 16),
         };
-        if rows > 1 || bits == 16 {
-            let steps = clamp(4);
-            let wk = loads.div_ceil(steps).min(if bits == 4 || group == 32 { 8 } else { 16 });
-            return Plan { steps, wk, wr: 1, blocks: tiles.min(PROCESSORS) };
+        if bits < 16 {
+            // Columns of a window are whole groups, at most eight; with fewer in flight a warp needs company.
+            let wanted = steps;
+            steps = steps.min(8 * group * bits / 512).max(group * bits / 512).max(1);
+            if steps < wanted && rows == 1 {
+                most = if loads > 128 { 8 } else { (most * wanted / steps).min(16) };
+            }
         }
-        let small = tiles <= PROCESSORS;
-        let steps = clamp(match loads {
-            n if n <= if small { 24 } else { 12 } => 2,
-            n if bits == 8 && n > 48 => 8,
-            _ => 4,
-        });
         let windows = loads.div_ceil(steps);
-        let wk = match windows {
-            n if n <= 12 => n,
-            n if bits == 4 && n >= 28 => 14,
-            _ => 8,
-        };
-        let wk = if steps == 8 { wk.min(8) } else { wk };
-        let mut wr = 1;
-        while !small && wr < 4 && 2 * wk * wr <= 16 && steps * wk * wr <= 32 && tiles >= 4 * PROCESSORS * wr {
-            wr *= 2;
+        let even = |most: usize| windows.div_ceil(windows.div_ceil(most).max(1));
+        while most > 4 && self.shared_memory(steps, even(most)) > SHARED_MEMORY {
+            most /= 2;
         }
-        let fit = if steps * wk * wr <= 20 { 2 } else { 1 };
-        Plan { steps, wk, wr, blocks: tiles.div_ceil(wr).min(fit * PROCESSORS) }
+        let warps = even(most).max(1);
+        let blocks = PROCESSORS * (resident / warps).max(1) / pairs.max(1);
+        Plan { steps, warps, blocks: tiles.min(blocks.max(1)) }
     }
 
     fn launch(self) -> Result<Launch> {
-        let Plan { steps, wk, wr, blocks } = self.plan();
+        let Plan { steps, warps, blocks } = self.plan();
         let int = |n: usize| dim(n).map(Constant::Int);
         let [header, body] = &*MATVEC;
         let (coded, normed) = (self.bits < 16, self.prologue == Prologue::RmsNorm);
@@ -406,8 +403,7 @@ impl Matvec {
             // An input for each, or none.
             (c"EXPERTS", Constant::Int(if self.pairs > 0 { 2 } else { 0 })),
             (c"STEPS", int(steps)?),
-            (c"WK", int(wk)?),
-            (c"WR", int(wr)?),
+            (c"WARPS", int(warps)?),
         ];
         let mut inputs = vec![c"x", c"w"];
         let optional = [
@@ -432,8 +428,8 @@ impl Matvec {
             inputs: &inputs,
             header,
             body,
-            shared_memory: self.shared_memory(steps, wk, wr),
-            threads: 32 * wk * wr,
+            shared_memory: self.shared_memory(steps, warps),
+            threads: 32 * warps,
             blocks: [blocks, self.pairs.max(1)],
             out: &[(c"out", &[dim(self.rows * self.pairs.max(1))?, dim(self.out)?], self.dtype)],
             constants: &constants,
@@ -441,23 +437,14 @@ impl Matvec {
     }
 
     /// Bytes of dynamic shared memory: the formula of `matvec_body.cu`.
-    fn shared_memory(self, steps: usize, wk: usize, wr: usize) -> usize {
+    fn shared_memory(self, steps: usize, warps: usize) -> usize {
         let Self { bits, group, inp, rows, .. } = self;
         let window = steps * 512 / bits;
         let columns = window * inp.div_ceil(window);
         let padding = if columns.is_multiple_of(64) { 64 } else { 0 };
-        let sums = if bits < 16 { 4 * rows * columns / group } else { 0 };
-        let (norm, gain) = match self.prologue {
-            Prologue::RmsNorm => (4 * wk * wr * rows, 2 * inp),
-            _ => (0, 0),
-        };
-        let width = match self.prologue {
-            Prologue::Plain | Prologue::RmsNorm => inp,
-            Prologue::SiluGate | Prologue::GeluGate => 2 * inp,
-        };
-        let staged = if 2 * rows * width <= 65536 { 2 * rows * width } else { 0 };
-        let fixed = 1024 / bits + rows * (2 * columns + padding) + sums + 128 * wr * wk * rows + norm;
-        fixed.next_multiple_of(16) + 16 + staged + gain
+        let groups = if bits < 16 { 8 * rows * columns / group } else { 0 };
+        let squares = if self.prologue == Prologue::RmsNorm { 4 * warps * rows } else { 0 };
+        1024 / bits + rows * (2 * columns + padding) + groups + 128 * warps * rows + squares
     }
 }
 

@@ -6,12 +6,13 @@
 // How it works. A matrix-vector product only moves weights, so everything here serves bytes in flight:
 // * A warp takes 16 outputs and loads 16 bytes of codes per lane for outputs `g` and `g + 8` (g = lane / 4), STEPS
 //   times, before it uses any. Each step reloads the registers it has just used: loads stay in flight all the time.
-//   The first are issued before the input is normalised or activated, which hides most of that work.
-// * The input comes first of all and through the copy engine: every block reads the same few lines, and a read that
-//   queues up behind all blocks' weights comes thousands of cycles late.
-// * Codes become numbers with one AND-OR for two of them: q in the low bits of a 16-bit float's mantissa is the exact
-//   number OFFSET + q. These go into the tensor core as they are; sum(x * q) = sum(x * (OFFSET + q)) - OFFSET * sum(x)
-//   is put right per group in float32, together with scale and bias: y += scale * sum(x * q) + bias * sum(x).
+// * A warp reads, prepares and puts into shared memory the columns that it multiplies, and no others: warps wait for
+//   each other only for a norm and where the sums of a tile meet. The input is asked for before any weights: all blocks
+//   read the same few lines, and a read that queues up behind all blocks' weights comes thousands of cycles late.
+// * Codes are numbers of the tensor core as they are: q at the bottom of a float16 is q * 2^-24, and 16 times as much
+//   where it is the upper half of a byte. The input becomes float16 for it, times a power of two that suits the group:
+//   what bfloat16 holds of numbers down to 2^-24 of the group's largest is kept exactly. Per group, in float32:
+//   y += scale * unit * sum(x * q) + bias * sum(x).
 // * The tensor core multiplies 16 outputs with 8 columns. A column is a pair (group, input row): it holds the input
 //   in the positions of that group and zeros elsewhere, so that one product keeps 8 groups apart.
 // * The order of positions within a product is free: the input is put into shared memory in the order in which codes
@@ -37,18 +38,12 @@ struct Inputs {
 enum Prologue { PLAIN = 0, RMS_NORM = 1, SILU_GATE = 2, GELU_GATE = 3 };
 enum Choice { NO_EXPERTS = 0, SHARED_INPUT = 1, INPUT_PER_EXPERT = 2 };
 
-// What differs between the 16-bit floats: conversion of pairs, the numbers `OFFSET + q`, the tensor core instruction.
+// What differs between the 16-bit floats: conversion of pairs, the tensor core's instruction.
 template <typename T>
 struct Half;
 
 template <>
 struct Half<__nv_bfloat16> {
-  // Half a byte at the bottom of the mantissa: 128 + q, and 2048 + 16 q for the upper one.
-  static constexpr int NIBBLE_AT = 0;
-  static constexpr u32 LOW = 0x43004300u, HIGH = 0x45004500u;
-  static constexpr float OFFSET_4 = 128.0f, OFFSET_8 = 128.0f + 2048.0f;
-  static constexpr bool BYTE_FITS = false;
-
   static __device__ __forceinline__ float2 split(u32 pair) {
     return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
   }
@@ -66,12 +61,6 @@ struct Half<__nv_bfloat16> {
 
 template <>
 struct Half<__half> {
-  // 64 + q with half a byte above 4 bits of the mantissa; 1024 + q with a byte at its bottom.
-  static constexpr int NIBBLE_AT = 4;
-  static constexpr u32 LOW = 0x54005400u, BYTE = 0x64006400u;
-  static constexpr float OFFSET_4 = 64.0f, OFFSET_8 = 1024.0f;
-  static constexpr bool BYTE_FITS = true;
-
   static __device__ __forceinline__ float2 split(u32 pair) {
     return __half22float2(*reinterpret_cast<const __half2*>(&pair));
   }
@@ -112,39 +101,13 @@ __device__ __forceinline__ void fetch_one(u32& to, const void* from, bool wanted
       : "l"(from), "r"(u32(wanted)));
 }
 
-__device__ __forceinline__ uint4 read(const void* from) {
-  return __ldg(static_cast<const uint4*>(from));
-}
-
-__device__ __forceinline__ u32 address(const void* shared) {
-  return u32(__cvta_generic_to_shared(shared));
-}
-
-// The copy engine of compute capability 9: one thread asks for a whole array, a barrier in shared memory counts bytes.
-__device__ __forceinline__ void expect(void* barrier, u32 bytes) {
-  asm volatile("mbarrier.init.shared.b64 [%0], 1;\nfence.proxy.async.shared::cta;\n"
-               "mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address(barrier)), "r"(bytes)
-               : "memory");
-}
-__device__ __forceinline__ void copy_all(void* to, const void* from, u32 bytes, void* barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-               :
-               : "r"(address(to)), "l"(from), "r"(bytes), "r"(address(barrier))
-               : "memory");
-}
-__device__ __forceinline__ void wait_for_all(void* barrier) {
-  asm volatile("{ .reg .pred p;\nagain: mbarrier.try_wait.parity.shared.b64 p, [%0], 0;\n@!p bra again; }"
-               :
-               : "r"(address(barrier))
-               : "memory");
-}
-
-// Without it: 16 bytes of a thread, which waits for its own.
-__device__ __forceinline__ void copy(void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address(to)), "l"(from) : "memory");
-}
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
+// 16 bytes that others read too. Unchanged unless `wanted`.
+__device__ __forceinline__ void fetch(uint4& to, const void* from, bool wanted) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.u32 p, %5, 0;\n"
+      "@p ld.global.v4.u32 {%0,%1,%2,%3}, [%4]; }"
+      : "+r"(to.x), "+r"(to.y), "+r"(to.z), "+r"(to.w)
+      : "l"(from), "r"(u32(wanted)));
 }
 
 // Keeps loads where they are written: the assembler moves read-only loads (ld.global.nc), and others within a block of
@@ -155,7 +118,7 @@ __device__ __forceinline__ void keep_order() {
 
 template <
     typename T, int BITS, int GROUP, int IN, int OUT, int ROWS, int PROLOGUE, bool BIAS, bool RESIDUAL, int EXPERTS,
-    int STEPS, int WK, int WR>
+    int STEPS, int WARPS>
 struct Matvec {
   using H = Half<T>;
   static constexpr bool CODED = BITS < 16;
@@ -182,40 +145,38 @@ struct Matvec {
   static constexpr bool PAIRS = GROUPS % 2 == 0 && SLOTS % 2 == 0;
   // Independent chains of products, so that one need not wait for the one before.
   static constexpr int CHAINS = PRODUCTS == 1 ? 4 : PRODUCTS == 2 ? 2 : 1;
-  static constexpr float OFFSET = BITS == 4 ? H::OFFSET_4 : H::OFFSET_8;
 
-  static constexpr int WARPS = WK * WR;
   static constexpr int THREADS = 32 * WARPS;
-  static constexpr int TILES = (OUT + 16 * WR - 1) / (16 * WR);
-  static constexpr int OUTPUTS = 16 * WR * ROWS;
+  static constexpr int TILES = (OUT + 15) / 16;
+  static constexpr int OUTPUTS = 16 * ROWS;
   static constexpr int OUTPUTS_PER_THREAD = (OUTPUTS + THREADS - 1) / THREADS;
 
-  // Shared memory: zeros, rows of the input, sums of their groups, partial sums of outputs (twice), sums of squares,
-  // the copy engine's barrier, the input as it came if it is small enough (AHEAD), the gain.
-  // Rows start half of all banks apart.
+  // Shared memory: zeros, rows of the input, totals and units of their groups (rows beside each other), partial sums of
+  // outputs (twice), sums of squares. Rows of the input start half of all banks apart.
   static constexpr int CHUNKS = LANE / 8;
   static constexpr int ZEROS = 64 * CHUNKS;
   static constexpr int ROW_STRIDE = COLUMNS * 2 + (COLUMNS * 2 % 128 == 0 ? 64 : 0);
-  static constexpr int SUMS_AT = ZEROS + ROWS * ROW_STRIDE;
-  static constexpr int PARTIAL_AT = SUMS_AT + (CODED ? ROWS * ALL_GROUPS * 4 : 0);
-  static constexpr int PARTIAL = WR * WK * ROWS * 16;
+  static constexpr int GROUPS_AT = ZEROS + ROWS * ROW_STRIDE;
+  static constexpr int PARTIAL_AT = GROUPS_AT + (CODED ? ROWS * ALL_GROUPS * 8 : 0);
+  static constexpr int PARTIAL = WARPS * ROWS * 16;
   static constexpr int SQUARES_AT = PARTIAL_AT + 2 * PARTIAL * 4;
-  static constexpr int BARRIER_AT = (SQUARES_AT + (PROLOGUE == RMS_NORM ? WARPS * ROWS * 4 : 0) + 15) / 16 * 16;
+  static constexpr int SHARED = SQUARES_AT + (PROLOGUE == RMS_NORM ? WARPS * ROWS * 4 : 0);
+
+  // A warp's columns of the input, in pieces of a chunk of 8 for each lane and row, and how many it has in flight.
   static constexpr int X_ROW = GATED ? 2 * IN : IN;
-  static constexpr bool AHEAD = ROWS * X_ROW * 2 <= 65536;
-  static constexpr int RAW_AT = BARRIER_AT + 16;
-  static constexpr int GAIN_AT = RAW_AT + (AHEAD ? ROWS * X_ROW * 2 : 0);
-  static constexpr int SHARED = GAIN_AT + (PROLOGUE == RMS_NORM ? IN * 2 : 0);
-  // Whether the copy engine fetches the input, and how many steps of weights are asked for before it has come: enough
-  // to keep memory busy, too few to keep the input waiting.
-  static constexpr bool ENGINE = __CUDA_ARCH__ >= 900;
-  static constexpr int FIRST_STEPS = 1;
+  static constexpr int CHUNKS_OF_WINDOW = WINDOW / 8;
+  static constexpr int CHUNKS_OF_ROW = COLUMNS / 8;
+  static constexpr int PIECES = ((WINDOWS + WARPS - 1) / WARPS * CHUNKS_OF_WINDOW + 31) / 32;
+  // Many warps have few registers.
+  static constexpr int PIECE = PROLOGUE == RMS_NORM ? ROWS + 1 : GATED ? 2 * ROWS : ROWS;
+  static constexpr int ROOM = (WARPS > 12 ? 8 : 16) / PIECE > 1 ? (WARPS > 12 ? 8 : 16) / PIECE : 1;
+  static constexpr int AHEAD = PIECES < ROOM ? PIECES : ROOM;
 
   static_assert(BITS == 4 || BITS == 8 || BITS == 16);
   static_assert(ROWS >= 1 && ROWS <= 8);
   static_assert(IN % LANE == 0, "a row is a number of 16 bytes");
   static_assert(!CODED || (IN % GROUP == 0 && WINDOW % GROUP == 0 && SLOTS <= 8), "a window is 1 to 8 groups");
-  static_assert(WK <= WINDOWS && THREADS <= 1024);
+  static_assert(WARPS <= WINDOWS && THREADS <= 1024);
 
   // Slot of lane t's codes in step s of a window.
   static __device__ __forceinline__ constexpr int slot(int s, int t) {
@@ -229,10 +190,20 @@ struct Matvec {
     return false;
   }
 
-  // ---- The input ----
+  struct Lane {
+    int g, t;        // output and quarter of a step
+    int warp;
+    int held;        // first slot whose sums this thread holds
+    __device__ __forceinline__ Lane() {
+      const int lane = threadIdx.x % 32;
+      g = lane / 4;
+      t = lane % 4;
+      warp = threadIdx.x / 32;
+      held = ROWS2 == 1 ? 2 * t : ROWS2 * (2 * t / ROWS2);
+    }
+  };
 
-  static constexpr int CHUNKS_PER_THREAD = (COLUMNS / 8 + THREADS - 1) / THREADS;
-  static constexpr int CHUNKS_OF_ROW = COLUMNS / 8;
+  // ---- The input ----
 
   // Where a chunk of 8 positions is in shared memory: lanes of a step beside each other.
   static __device__ __forceinline__ uint4* chunk_at(unsigned char* shared, int row, int chunk) {
@@ -240,43 +211,29 @@ struct Matvec {
     return reinterpret_cast<uint4*>(shared + ZEROS + row * ROW_STRIDE + ((step * CHUNKS + part) * 4 + lane) * 16);
   }
 
-  // Asks for the input and the gain before anything else: what comes back only later, behind all the weights asked for
-  // before it, holds up the first product.
-  static __device__ __forceinline__ void ask(unsigned char* shared, const T* x, const T* gain) {
-    if constexpr (!AHEAD) return;
-    if constexpr (ENGINE) {
-      if (threadIdx.x == 0) {
-        expect(shared + BARRIER_AT, ROWS * X_ROW * 2 + (PROLOGUE == RMS_NORM ? IN * 2 : 0));
-        copy_all(shared + RAW_AT, x, ROWS * X_ROW * 2, shared + BARRIER_AT);
-        if (PROLOGUE == RMS_NORM) copy_all(shared + GAIN_AT, gain, IN * 2, shared + BARRIER_AT);
-      }
-    } else {
-      for (int i = threadIdx.x; i < ROWS * X_ROW / 8; i += THREADS) copy(shared + RAW_AT + i * 16, x + i * 8);
-      if constexpr (PROLOGUE == RMS_NORM) {
-        for (int i = threadIdx.x; i < IN / 8; i += THREADS) copy(shared + GAIN_AT + i * 16, gain + i * 8);
-      }
+  // Chunks of rows, and what belongs to the same positions: the gain, or the upper half of the gate.
+  struct Piece {
+    uint4 x[ROWS], other[GATED ? ROWS : 1];
+  };
+
+  // This lane's chunk in the warp's i-th piece; CHUNKS_OF_ROW or more if there is none.
+  static __device__ __forceinline__ int chunk_of(const Lane& lane, int i) {
+    const int chunk = i * 32 + threadIdx.x % 32;
+    return (lane.warp + chunk / CHUNKS_OF_WINDOW * WARPS) * CHUNKS_OF_WINDOW + chunk % CHUNKS_OF_WINDOW;
+  }
+
+  static __device__ __forceinline__ void ask(Piece& to, const T* x, const T* gain, int chunk) {
+    const bool wanted = chunk < IN / 8;
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      to.x[r] = make_uint4(0, 0, 0, 0);
+      fetch(to.x[r], x + r * X_ROW + chunk * 8, wanted);
     }
-  }
-
-  static __device__ __forceinline__ void arrive(unsigned char* shared) {
-    if constexpr (AHEAD && !ENGINE) wait_for_copies();
-    __syncthreads();
-    if constexpr (AHEAD && ENGINE) wait_for_all(shared + BARRIER_AT);
-  }
-
-  // A chunk of the input, or of what belongs to the same positions: the gain, or the upper half of the gate.
-  static __device__ __forceinline__ uint4 first(const unsigned char* shared, const T* x, int row, int chunk) {
-    if (RAGGED && chunk >= IN / 8) return make_uint4(0, 0, 0, 0);
-    const int at = (row * X_ROW + chunk * 8) * 2;
-    if constexpr (AHEAD) return *reinterpret_cast<const uint4*>(shared + RAW_AT + at);
-    return read(reinterpret_cast<const unsigned char*>(x) + at);
-  }
-  static __device__ __forceinline__ uint4
-  second(const unsigned char* shared, const T* x, const T* gain, int row, int chunk) {
-    if (PROLOGUE == PLAIN || (RAGGED && chunk >= IN / 8)) return make_uint4(0, 0, 0, 0);
-    if constexpr (GATED) return first(shared, x, row, chunk + IN / 8);
-    if constexpr (AHEAD) return *reinterpret_cast<const uint4*>(shared + GAIN_AT + chunk * 16);
-    return read(gain + chunk * 8);
+#pragma unroll
+    for (int r = 0; r < (GATED ? ROWS : PROLOGUE == RMS_NORM ? 1 : 0); ++r) {
+      to.other[r] = make_uint4(0, 0, 0, 0);
+      fetch(to.other[r], GATED ? x + r * X_ROW + IN + chunk * 8 : gain + chunk * 8, wanted);
+    }
   }
 
   static __device__ __forceinline__ float square(uint4 v) {
@@ -303,88 +260,106 @@ struct Matvec {
     return H::pair(activate(p.x) * q.x, activate(p.y) * q.y);
   }
 
-  // Prepares a chunk, adds up groups, and orders its positions as codes leave their words.
+  // Prepares a chunk. For coded weights its numbers become float16, times a power of two that takes the largest of the
+  // group to 2^14 .. 2^15, and are ordered as codes leave their words.
   // All lanes of a warp come here together; those beyond the row with zeros.
   static __device__ __forceinline__ uint4
   prepared(unsigned char* shared, int row, int chunk, uint4 a, uint4 b, float norm) {
-    uint4 v = make_uint4(prepare(a.x, b.x, norm), prepare(a.y, b.y, norm), prepare(a.z, b.z, norm),
-                         prepare(a.w, b.w, norm));
-    if constexpr (CODED) {
-      float2 p = H::split(v.x), q = H::split(v.y), r = H::split(v.z), s = H::split(v.w);
-      float sum = ((p.x + p.y) + (q.x + q.y)) + ((r.x + r.y) + (s.x + s.y));
+    const u32 v[4] = {prepare(a.x, b.x, norm), prepare(a.y, b.y, norm), prepare(a.z, b.z, norm),
+                      prepare(a.w, b.w, norm)};
+    if constexpr (!CODED) return make_uint4(v[0], v[1], v[2], v[3]);
+    float x[8], total = 0.0f, most = 0.0f;
 #pragma unroll
-      for (int d = 1; d < GROUP / 8; d *= 2) sum += __shfl_xor_sync(~0u, sum, d);
-      if (chunk * 8 % GROUP == 0 && chunk < CHUNKS_OF_ROW) {
-        reinterpret_cast<float*>(shared + SUMS_AT)[row * ALL_GROUPS + chunk * 8 / GROUP] = sum;
+    for (int i = 0; i < 4; ++i) {
+      const float2 p = H::split(v[i]);
+      x[2 * i] = p.x, x[2 * i + 1] = p.y;
+      total += p.x + p.y;
+      most = fmaxf(most, fmaxf(fabsf(p.x), fabsf(p.y)));
+    }
+#pragma unroll
+    for (int d = 1; d < GROUP / 8; d *= 2) {
+      total += __shfl_xor_sync(~0u, total, d);
+      most = fmaxf(most, __shfl_xor_sync(~0u, most, d));
+    }
+    // As floats have it. The unit is infinite if the largest is 2^118 or more.
+    const u32 exponent = max(__float_as_uint(most) >> 23, 14u);
+    if (chunk * 8 % GROUP == 0 && chunk < CHUNKS_OF_ROW) {
+      // A code of 1 is 2^-24.
+      reinterpret_cast<float2*>(shared + GROUPS_AT)[chunk * 8 / GROUP * ROWS + row] =
+          make_float2(total, __uint_as_float(min(exponent - 14 + 24, 255u) << 23));
+    }
+    const float unit = __uint_as_float((254 + 14 - exponent) << 23);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] *= BITS == 4 && i % 2 ? unit / 16 : unit;
+    if constexpr (BITS == 4) {
+      return make_uint4(Half<__half>::pair(x[0], x[4]), Half<__half>::pair(x[1], x[5]), Half<__half>::pair(x[2], x[6]),
+                        Half<__half>::pair(x[3], x[7]));
+    } else {
+      return make_uint4(Half<__half>::pair(x[0], x[2]), Half<__half>::pair(x[1], x[3]), Half<__half>::pair(x[4], x[6]),
+                        Half<__half>::pair(x[5], x[7]));
+    }
+  }
+
+  // Sums of squares of a warp's columns, one for each row.
+  static __device__ __forceinline__ float* squares(unsigned char* shared, int warp) {
+    return reinterpret_cast<float*>(shared + SQUARES_AT) + warp * ROWS;
+  }
+  static __device__ __forceinline__ void leave_squares(float (&sums)[ROWS], unsigned char* shared, const Lane& lane) {
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+#pragma unroll
+      for (int d = 16; d > 0; d /= 2) sums[r] += __shfl_xor_sync(~0u, sums[r], d);
+      if (threadIdx.x % 32 == 0) squares(shared, lane.warp)[r] = sums[r];
+    }
+  }
+  static __device__ __forceinline__ float norm(unsigned char* shared, int row, float eps) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < WARPS; ++k) sum += squares(shared, k)[row];
+    return rsqrtf(sum / IN + eps);
+  }
+
+  // Prepares a warp's columns, of which `pieces` are on their way.
+  static __device__ __forceinline__ void
+  stage(unsigned char* shared, Piece (&pieces)[AHEAD], const T* x, const T* gain, float eps, const Lane& lane) {
+    const int l = threadIdx.x % 32;
+    if (l < ZEROS / 16) reinterpret_cast<uint4*>(shared)[l] = make_uint4(0, 0, 0, 0);
+    float norms[ROWS] = {};
+    if constexpr (PROLOGUE == RMS_NORM) {
+      float sums[ROWS] = {};
+#pragma unroll
+      for (int i = 0; i < AHEAD; ++i)
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) sums[r] += square(pieces[i].x[r]);
+#pragma unroll 1
+      for (int i = AHEAD; i < PIECES; ++i) {
+        Piece later;
+        ask(later, x, gain, chunk_of(lane, i));
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) sums[r] += square(later.x[r]);
       }
+      leave_squares(sums, shared, lane);
+      __syncthreads();
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) norms[r] = norm(shared, r, eps);
     }
-    if constexpr (BITS == 4) {  // (0,4) (1,5) (2,6) (3,7)
-      v = make_uint4(__byte_perm(v.x, v.z, 0x5410), __byte_perm(v.x, v.z, 0x7632),
-                     __byte_perm(v.y, v.w, 0x5410), __byte_perm(v.y, v.w, 0x7632));
-    } else if constexpr (BITS == 8) {  // (0,2) (1,3) (4,6) (5,7)
-      v = make_uint4(__byte_perm(v.x, v.y, 0x5410), __byte_perm(v.x, v.y, 0x7632),
-                     __byte_perm(v.z, v.w, 0x5410), __byte_perm(v.z, v.w, 0x7632));
-    }
-    return v;
-  }
-
-  // 1 / sqrt(mean of squares + eps) of each row.
-  static __device__ __forceinline__ void norms(float (&norm)[ROWS], unsigned char* shared, const T* x, float eps) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float* squares = reinterpret_cast<float*>(shared + SQUARES_AT);
+#pragma unroll 1
+    for (int first = 0; first < PIECES; first += AHEAD) {
 #pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-      float sum = 0.0f;
-      for (int chunk = threadIdx.x; chunk < IN / 8; chunk += THREADS) sum += square(first(shared, x, r, chunk));
+      for (int i = 0; i < AHEAD; ++i) {
+        const int chunk = chunk_of(lane, first + i);
 #pragma unroll
-      for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
-      if (lane == 0) squares[r * WARPS + warp] = sum;
-    }
-    __syncthreads();
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-      float sum = lane < WARPS ? squares[r * WARPS + lane] : 0.0f;
-#pragma unroll
-      for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
-      norm[r] = rsqrtf(sum / IN + eps);
-    }
-  }
-
-  static __device__ __forceinline__ void stage(unsigned char* shared, const T* x, const T* gain, float eps) {
-    if (threadIdx.x < ZEROS / 16) reinterpret_cast<uint4*>(shared)[threadIdx.x] = make_uint4(0, 0, 0, 0);
-    float norm[ROWS];
-    if constexpr (PROLOGUE == RMS_NORM) norms(norm, shared, x, eps);
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-      for (int i = 0; i < CHUNKS_PER_THREAD; ++i) {
-        const int chunk = threadIdx.x + i * THREADS;
-        uint4 a = make_uint4(0, 0, 0, 0), b = a;
-        if (chunk < CHUNKS_OF_ROW) {
-          a = first(shared, x, r, chunk);
-          b = second(shared, x, gain, r, chunk);
+        for (int r = 0; r < ROWS; ++r) {
+          const uint4 v = prepared(shared, r, chunk, pieces[i].x[r], pieces[i].other[GATED ? r : 0], norms[r]);
+          if (chunk < CHUNKS_OF_ROW) *chunk_at(shared, r, chunk) = v;
         }
-        a = prepared(shared, r, chunk, a, b, PROLOGUE == RMS_NORM ? norm[r] : 1.0f);
-        if (chunk < CHUNKS_OF_ROW) *chunk_at(shared, r, chunk) = a;
+        if (AHEAD < PIECES) ask(pieces[i], x, gain, chunk_of(lane, first + AHEAD + i));
       }
     }
-    __syncthreads();
+    __syncwarp();
   }
 
   // ---- The weights ----
-
-  struct Lane {
-    int g, t;        // output and quarter of a step
-    int warp_k, warp_r;
-    int held;        // first slot whose sums this thread holds
-    __device__ __forceinline__ Lane() {
-      const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-      g = lane / 4;
-      t = lane % 4;
-      warp_k = warp % WK;
-      warp_r = warp / WK;
-      held = ROWS2 == 1 ? 2 * t : ROWS2 * (2 * t / ROWS2);
-    }
-  };
 
   // What a warp has in flight for its next window: h = 0 for output g, 1 for g + 8.
   struct Window {
@@ -407,7 +382,7 @@ struct Matvec {
     to.column = window * WINDOW + lane.t * LANE;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const size_t output = min((tile * WR + lane.warp_r) * 16 + lane.g + 8 * h, OUT - 1);
+      const size_t output = min(tile * 16 + lane.g + 8 * h, OUT - 1);
       to.codes[h] = w + output * ROW_BYTES + (window * STEPS * 4 + lane.t) * 16;
       if constexpr (CODED) {
         to.scales[h] = scales + output * GROUPS + window * SLOTS + lane.held;
@@ -449,28 +424,17 @@ struct Matvec {
 
   // ---- The products ----
 
-  // Two numbers of the k-th halves of bytes of a word's halves, k = 0 to 3, with the exponent that makes them exact.
-  template <int K>
-  static __device__ __forceinline__ u32 nibbles(u32 word, u32 exponent) {
-    constexpr int shift = 4 * K - H::NIBBLE_AT;
-    constexpr u32 mask = 0x000f000fu << H::NIBBLE_AT;
-    return ((shift >= 0 ? word >> (shift >= 0 ? shift : 0) : word << (shift < 0 ? -shift : 0)) & mask) | exponent;
-  }
-
-  // Words of codes of outputs g (a) and g + 8 (b) with the input's pairs for them.
+  // Words of codes of outputs g (a) and g + 8 (b) with the input's pairs for them. A code at the bottom of a float16 is
+  // itself, in units of 2^-24; the upper half of a byte is 16 times as much, for which the input is a sixteenth.
   static __device__ __forceinline__ void product_4(float (&even)[4], float (&odd)[4], u32 a, u32 b, uint4 x) {
-    H::mma(even, nibbles<0>(a, H::LOW), nibbles<0>(b, H::LOW), nibbles<1>(a, H::LOW), nibbles<1>(b, H::LOW), x.x, x.y);
-    H::mma(odd, nibbles<2>(a, H::LOW), nibbles<2>(b, H::LOW), nibbles<3>(a, H::LOW), nibbles<3>(b, H::LOW), x.z, x.w);
+    constexpr u32 LOWER = 0x000f000fu, UPPER = 0x00f000f0u;
+    Half<__half>::mma(even, a & LOWER, b & LOWER, a & UPPER, b & UPPER, x.x, x.y);
+    a >>= 8, b >>= 8;
+    Half<__half>::mma(odd, a & LOWER, b & LOWER, a & UPPER, b & UPPER, x.z, x.w);
   }
-  static __device__ __forceinline__ void product_8(float (&even)[4], float (&odd)[4], u32 a, u32 b, u32 x0, u32 x1) {
-    if constexpr (H::BYTE_FITS) {
-      constexpr u32 M = 0x00ff00ffu;
-      H::mma(even, (a & M) | H::BYTE, (b & M) | H::BYTE, (a >> 8 & M) | H::BYTE, (b >> 8 & M) | H::BYTE, x0, x1);
-    } else {
-      H::mma(even, nibbles<0>(a, H::LOW), nibbles<0>(b, H::LOW), nibbles<2>(a, H::LOW), nibbles<2>(b, H::LOW), x0, x1);
-      H::mma(odd, nibbles<1>(a, H::HIGH), nibbles<1>(b, H::HIGH), nibbles<3>(a, H::HIGH), nibbles<3>(b, H::HIGH), x0,
-             x1);
-    }
+  static __device__ __forceinline__ void product_8(float (&sum)[4], u32 a, u32 b, u32 x0, u32 x1) {
+    constexpr u32 BYTE = 0x00ff00ffu;
+    Half<__half>::mma(sum, a & BYTE, b & BYTE, a >> 8 & BYTE, b >> 8 & BYTE, x0, x1);
   }
   static __device__ __forceinline__ void
   product(float (&even)[4], float (&odd)[4], const uint4& a, const uint4& b, const unsigned char* x) {
@@ -483,10 +447,10 @@ struct Matvec {
       product_4(even, odd, a.z, b.z, v[2]);
       product_4(even, odd, a.w, b.w, v[3]);
     } else if constexpr (BITS == 8) {
-      product_8(even, odd, a.x, b.x, v[0].x, v[0].y);
-      product_8(odd, even, a.y, b.y, v[0].z, v[0].w);
-      product_8(even, odd, a.z, b.z, v[1].x, v[1].y);
-      product_8(odd, even, a.w, b.w, v[1].z, v[1].w);
+      product_8(even, a.x, b.x, v[0].x, v[0].y);
+      product_8(odd, a.y, b.y, v[0].z, v[0].w);
+      product_8(even, a.z, b.z, v[1].x, v[1].y);
+      product_8(odd, a.w, b.w, v[1].z, v[1].w);
     } else {
       H::mma(even, a.x, b.x, a.y, b.y, v[0].x, v[0].y);
       H::mma(odd, a.z, b.z, a.w, b.w, v[0].z, v[0].w);
@@ -530,7 +494,7 @@ struct Matvec {
   static __device__ __forceinline__ void
   scale(float (&y)[2][2], const Sums& sums, const Window& now, const unsigned char* shared, const Lane& lane,
         int window) {
-    const float* totals = reinterpret_cast<const float*>(shared + SUMS_AT);
+    const float2* groups = reinterpret_cast<const float2*>(shared + GROUPS_AT);
     if (lane.held >= SLOTS) return;
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {
@@ -539,14 +503,14 @@ struct Matvec {
 #pragma unroll
       for (int j = 0; j < (ROWS2 == 1 ? 1 : 2); ++j) {
         const int row = ROWS2 == 1 ? 0 : (2 * lane.t + j) % ROWS2;
-        const float total = ROWS == ROWS2 || row < ROWS ? totals[row * ALL_GROUPS + group] : 0.0f;
+        const float2 of_group = groups[group * ROWS + (ROWS == ROWS2 || row < ROWS ? row : 0)];
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           const float2 scales = H::split(now.scales[h][PAIRS ? i / 2 * 2 : i]);
           const float2 biases = H::split(now.biases[h][PAIRS ? i / 2 * 2 : i]);
           const float sum = ROWS2 == 1 ? sums.of(0, i + 2 * h) : sums.of(i, j + 2 * h);
-          y[j][h] = fmaf(PAIRS && i % 2 ? scales.y : scales.x, fmaf(-OFFSET, total, sum), y[j][h]);
-          y[j][h] = fmaf(PAIRS && i % 2 ? biases.y : biases.x, total, y[j][h]);
+          y[j][h] = fmaf(PAIRS && i % 2 ? scales.y : scales.x, of_group.y * sum, y[j][h]);
+          y[j][h] = fmaf(PAIRS && i % 2 ? biases.y : biases.x, of_group.x, y[j][h]);
         }
       }
     }
@@ -554,7 +518,7 @@ struct Matvec {
 
   // Adds the shares of lanes and puts a warp's 16 outputs of each row into `partial`.
   static __device__ __forceinline__ void leave(float (&y)[2][2], float* partial, const Lane& lane) {
-    float* mine = partial + (lane.warp_r * WK + lane.warp_k) * ROWS * 16;
+    float* mine = partial + lane.warp * ROWS * 16;
 #pragma unroll
     for (int j = 0; j < (ROWS2 == 1 ? 1 : 2); ++j) {
 #pragma unroll
@@ -576,10 +540,10 @@ struct Matvec {
 
   // Output of this thread's i-th sum in a block's tile, and its row of the input.
   static __device__ __forceinline__ int output(int tile, int i) {
-    return tile * 16 * WR + (threadIdx.x + i * THREADS) % (16 * WR);
+    return tile * 16 + (threadIdx.x + i * THREADS) % 16;
   }
   static __device__ __forceinline__ int output_row(int i) {
-    return (threadIdx.x + i * THREADS) / (16 * WR);
+    return (threadIdx.x + i * THREADS) / 16;
   }
   static __device__ __forceinline__ bool has_output(int tile, int i) {
     return output_row(i) < ROWS && output(tile, i) < OUT;
@@ -594,16 +558,15 @@ struct Matvec {
     }
   }
 
-  static __device__ __forceinline__ void store(T* out, const float* partial, const Added& added, int tile) {
+  static __device__ __forceinline__ void
+  store(T* out, const float* partial, const Added& added, int tile) {
 #pragma unroll
     for (int i = 0; i < OUTPUTS_PER_THREAD; ++i) {
       if (!has_output(tile, i)) continue;
       const int in_tile = output(0, i), row = output_row(i);
       float sum = 0.0f;
 #pragma unroll
-      for (int part = 0; part < WK; ++part) {
-        sum += partial[((in_tile / 16 * WK + part) * ROWS + row) * 16 + in_tile % 16];
-      }
+      for (int part = 0; part < WARPS; ++part) sum += partial[(part * ROWS + row) * 16 + in_tile];
       if (BIAS) sum += static_cast<float>(added.bias[i]);
       if (RESIDUAL) sum += static_cast<float>(added.residual[i]);
       out[row * OUT + output(tile, i)] = static_cast<T>(sum);
@@ -634,9 +597,12 @@ struct Matvec {
       out += choice * ROWS * OUT;
     }
 
-    ask(shared, x, gain);
+    Piece pieces[AHEAD];
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) ask(pieces[i], x, gain, chunk_of(lane, i));
+    keep_order();
     int tile = blockIdx.x;
-    const Where start = where(w, scales, biases, lane, tile, lane.warp_k);
+    const Where start = where(w, scales, biases, lane, tile, lane.warp);
     Window now;
 #pragma unroll
     for (int s = 0; s < STEPS; ++s) now.codes[0][s] = now.codes[1][s] = make_uint4(0, 0, 0, 0);
@@ -645,18 +611,14 @@ struct Matvec {
       now.scales[0][i] = now.scales[1][i] = now.biases[0][i] = now.biases[1][i] = 0;
     }
 #pragma unroll
-    for (int s = 0; s < FIRST_STEPS; ++s) load_step(now, start, s);
-    keep_order();
-    if constexpr (FIRST_STEPS < STEPS) arrive(shared);
-#pragma unroll
-    for (int s = FIRST_STEPS; s < STEPS; ++s) load_step(now, start, s);
+    for (int s = 0; s < STEPS; ++s) load_step(now, start, s);
     load_scales(now, start, lane);
     Added added;
     ask_added(added, bias, residual, tile);
+    // Arithmetic on the input may come before the last of these loads: holding it back was slower.
     keep_order();
-    if constexpr (FIRST_STEPS >= STEPS) arrive(shared);
 
-    stage(shared, x, gain, in.eps);
+    stage(shared, pieces, x, gain, in.eps, lane);
 
     float* partial = reinterpret_cast<float*>(shared + PARTIAL_AT);
     while (tile < TILES) {
@@ -665,10 +627,10 @@ struct Matvec {
       sums.clear();
       const int next_tile = tile + gridDim.x;
 #pragma unroll 1
-      for (int window = lane.warp_k; window < WINDOWS; window += WK) {
-        const bool last = window + WK >= WINDOWS;
+      for (int window = lane.warp; window < WINDOWS; window += WARPS) {
+        const bool last = window + WARPS >= WINDOWS;
         const Where next =
-            where(w, scales, biases, lane, last ? next_tile : tile, last ? lane.warp_k : window + WK);
+            where(w, scales, biases, lane, last ? next_tile : tile, last ? lane.warp : window + WARPS);
 #pragma unroll
         for (int s = 0; s < STEPS; ++s) {
           compute_step(sums, now, shared, lane, window, s);

@@ -17,16 +17,14 @@
 //   T; BITS 4, 8 or 16; GROUP 32, 64 or 128 (any if BITS is 16); IN; OUT; ROWS 1 to 8;
 //   PROLOGUE 0 none, 1 RMS norm, 2 silu(gate) * up, 3 gelu_tanh(gate) * up; in float32, rounded once to T;
 //   EPS, the bits of the norm's f32; BIAS, RESIDUAL bools; EXPERTS 0 none, 1 one input for all chosen, 2 an input for each;
-//   STEPS (loads in flight: 16-byte pairs per lane), WK (warps along a row), WR (tiles of 16 outputs in a block).
-//   STEPS * 512 / BITS is a multiple of GROUP, up to 8 * GROUP. WK <= ceil(IN * BITS / (STEPS * 512)).
-// Threadgroup: (32 * WK * WR, 1, 1). Grid, in threads: (blocks * 32 * WK * WR, chosen or 1, 1), where blocks is any
-//   number from 1 to ceil(OUT / (16 * WR)); blocks that all fit on the device at once read the input least often.
+//   STEPS (loads in flight: 16-byte pairs per lane), WARPS (of a block, along a row).
+//   STEPS * 512 / BITS is a multiple of GROUP, up to 8 * GROUP. WARPS <= ceil(IN * BITS / (STEPS * 512)).
+// Threadgroup: (32 * WARPS, 1, 1). Grid, in threads: (blocks * 32 * WARPS, chosen or 1, 1), where blocks is any
+//   number from 1 to ceil(OUT / 16); blocks that all fit on the device at once read the input least often.
 // Shared memory (Matvec::SHARED): with C = S * ceil(IN / S) columns, S = STEPS * 512 / BITS, the sum of
-//   1024 / BITS + ROWS * (2 * C + (64 if C is a multiple of 64 else 0)) + (4 * ROWS * C / GROUP if BITS < 16 else 0)
-//   + 128 * WR * WK * ROWS + (4 * WK * WR * ROWS if PROLOGUE is 1 else 0), rounded up to a multiple of 16,
-//   + 16 + (R if R = 2 * ROWS * (elements of a row of x) <= 65536 else 0) + (2 * IN if PROLOGUE is 1 else 0) bytes;
-//   up to 227 KiB.
+//   1024 / BITS + ROWS * (2 * C + (64 if C is a multiple of 64 else 0)) + (8 * ROWS * C / GROUP if BITS < 16 else 0)
+//   + 128 * WARPS * ROWS + (4 * WARPS * ROWS if PROLOGUE is 1 else 0) bytes; up to 227 KiB.
 extern __shared__ uint4 shared_memory[];
-rillm::Matvec<T, BITS, GROUP, IN, OUT, ROWS, PROLOGUE, BIAS, RESIDUAL, EXPERTS, STEPS, WK, WR>::run(
+rillm::Matvec<T, BITS, GROUP, IN, OUT, ROWS, PROLOGUE, BIAS, RESIDUAL, EXPERTS, STEPS, WARPS>::run(
     {x, w, scales, biases, gain, __int_as_float(EPS), bias, residual, experts, out},
     shared_memory);
