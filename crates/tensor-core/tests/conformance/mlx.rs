@@ -68,6 +68,60 @@ fn halves() {
     }
 }
 
+/// Few rows times matrices of many shapes: narrow and wide, of whole and of odd numbers of what a kernel loads at a time.
+#[test]
+fn products() {
+    let random = &mut Random(80);
+    let exact = Cpu::builder().precision(Precision::Exact).build().unwrap();
+    let mlx = Mlx::builder().device(device()).build().unwrap();
+    let affine = |bits, group| Format::Affine { bits, group, meta: FloatType::BF16 };
+    let cases = [
+        (affine(4, 64), [704, 40], &[1, 3][..]),
+        (affine(4, 64), [11008, 32], &[1, 8]),
+        (affine(4, 64), [14336, 32], &[1]),
+        (affine(4, 64), [4096, 2200], &[1]),
+        (affine(4, 32), [1440, 48], &[1, 2]),
+        (affine(4, 32), [28672, 16], &[1, 4]),
+        (affine(8, 64), [11008, 32], &[1, 5]),
+        (affine(8, 64), [14336, 50], &[1]),
+        (affine(8, 128), [1408, 40], &[1, 7]),
+        (BF16, [1000, 50], &[1, 2]),
+        (BF16, [14336, 32], &[1, 7]),
+    ];
+    for (format, [inp, out], all) in cases {
+        let raw = matrix(random, format, out, inp);
+        let [bias, gain] = [out, inp].map(|n| random.values(n, 1.0));
+        for &rows in all {
+            let [x, gates, residual] = [inp, 2 * inp, out].map(|n| random.values(rows * n, 1.0));
+            let inputs = [None, Some(None), Some(Some(Activation::Silu)), Some(Some(Activation::GeluTanh))];
+            for input in inputs {
+                let data = [&x, &gates, &residual, &bias, &gain].map(Vec::as_slice);
+                let label = format!("{format}, {inp} to {out}, {rows} rows, {input:?}");
+                compare(&label, &product(&mlx, &raw, data, input), &product(&exact, &raw, data, input));
+            }
+        }
+    }
+}
+
+/// A product of rows as they are, of a norm, or of what a gate opens, with a bias and a residual.
+fn product<B: Backend>(
+    be: &B,
+    raw: &RawTensor<'_>,
+    [x, gates, residual, bias, gain]: [&[f32]; 5],
+    input: Option<Option<Activation>>,
+) -> Vec<f32> {
+    let (out, inp) = (bias.len(), gain.len());
+    let [x, gate_up, h] = [(x, inp), (gates, 2 * inp), (residual, out)].map(|(x, n)| tensor(be, x, n));
+    let [bias, gain] = [bias, gain].map(|v| vector(be, v));
+    let input = match input {
+        None => Input::Rows(&x),
+        Some(None) => Input::RmsNorm { x: &x, w: &gain, eps: 1e-5 },
+        Some(Some(act)) => Input::Gated { act, gate_up: &gate_up },
+    };
+    let w = be.prepare(std::slice::from_ref(raw)).unwrap();
+    values(be, &be.project(input, &w, Some(&bias), Some(h)).unwrap())
+}
+
 /// Caches that are long, go back, are kept aside, or are read by something else than decoding.
 #[test]
 fn caches() {
