@@ -40,7 +40,7 @@ pub struct BenchModelArgs {
     /// qwen3-30b-a3b
     #[arg(long, conflicts_with = "model")]
     random_weights: Option<String>,
-    /// How random weights are stored: BITS:GROUP, mxfp4, mxfp8, nvfp4, q4_0, q4_1, q8_0 [default: bf16]
+    /// Quantize random weights, which are bf16 else: BITS:GROUP, mxfp4, mxfp8, nvfp4, q4_0, q4_1, q8_0
     #[arg(long, requires = "random_weights")]
     quantize: Option<String>,
     #[command(flatten)]
