@@ -334,7 +334,9 @@ fn a_long_sequence_is_copied_rarely_and_a_window_grows_to_its_width() {
     }
     sizes.dedup();
     rings.dedup();
-    assert!(sizes.len() <= 24, "grew {} times", sizes.len());
+    // A position is copied eight times on average, and once more for the first, shorter steps.
+    let (last, copied) = (sizes[sizes.len() - 1], sizes[..sizes.len() - 1].iter().sum::<usize>());
+    assert!(copied <= 9 * last, "{copied} bytes copied for {last}");
     assert_eq!(sizes[0], 2 * 4 * COLS * 64);
     assert!(*sizes.last().unwrap() <= 2 * 4 * COLS * 3440);
     assert_eq!(rings, [2 * 4 * COLS * 64, 2 * 4 * COLS * 100]);

@@ -14,8 +14,8 @@ const CHUNK: usize = 64 << 20;
 /// Alignment of a piece: two cache lines, which are fetched together.
 const ALIGN: usize = 128;
 
-/// Memory for matrices, caches or activations: pieces follow each other without gaps, so that those of any size share huge pages.
-/// What is given back is taken again; a chunk goes back to the system with the last of its pieces.
+/// Memory for matrices, caches or activations: pieces follow each other without gaps, so that those of any size share
+/// huge pages. What is given back is taken again; a chunk goes back to the system with the last of its pieces.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Arena(Arc<Mutex<Vec<Chunk>>>);
 

@@ -6,6 +6,7 @@
 mod arena;
 mod attention;
 mod bandwidth;
+mod cores;
 mod experts;
 mod kernels;
 mod matmul;
@@ -104,7 +105,7 @@ impl CpuBuilder {
         let work = Arena::default();
         Ok(Cpu(Arc::new(Inner {
             kernels,
-            threads: Threads::new(self.threads.unwrap_or_else(threads::default_threads))?,
+            threads: Threads::new(self.threads.unwrap_or_else(cores::default_threads))?,
             precision: self.precision,
             scratch: Scratch::new(work.clone()),
             weights: Arena::default(),

@@ -356,7 +356,8 @@ impl Matvec {
         let (loads, tiles) = ((inp * bits).div_ceil(512), out.div_ceil(16));
         let all = tiles * pairs.max(1);
         // Warps of a block at most, and those that a processor has at once. With more than 8 a thread has 168 registers, with
-        // more than 12 it has 128, and a kernel that needs more can't be launched: products that take few have them.
+        // more than 12 it has 128, and a kernel that needs more can't be launched. Only kinds of product that need fewer have
+        // them: 351 random shapes were compiled to see.
         let (mut steps, mut most, resident) = match bits {
             16 if rows > 1 => (4, 8, 8),
             16 => (4, 16, 16),

@@ -420,7 +420,8 @@ impl<Q: Quants> Product for Int8<Q> {
             let start = w;
             let scales = scales::<V, Q>(start, layout, 0);
             w = w.add(meta_bytes);
-            // Sums that wait for the group's scale are one more thing of each token that goes through memory.
+            // Where registers are few, sums that wait for the group's scale would go through memory like all others of a
+            // token.
             if Q::SUPER || group_units == 1 || !is_wide::<V>() {
                 for u in 0..group_units {
                     let scales = if Q::SUPER { self::scales::<V, Q>(start, layout, u) } else { scales };
