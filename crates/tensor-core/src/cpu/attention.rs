@@ -1,15 +1,15 @@
 //! `attention`: which cached keys each query sees, cut into tiles of queries and chunks of keys, over the threads.
 //! The arithmetic is in `kernels/attention.rs`.
 //!
-//! A row's result is a fold over chunks of [`CHUNK`] positions, each of which is a fold over blocks; both lie at
-//! multiples of their sizes, so the result does not depend on the rows beside it, on how the prompt was chunked,
-//! or on the threads.
+//! A row's result is a fold over chunks of positions, each of which is a fold over blocks; both lie where they lie in
+//! every sequence, so the result does not depend on the rows beside it, on how the prompt was chunked, or on the threads.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use smallvec::SmallVec;
 
+use super::SERIAL;
 use super::kernels::attention::{
     BLOCK, CachedHead, Form, MAX_ROWS, Scoring, Seen, State, TILE_ROWS, Tile, padded,
 };
@@ -19,9 +19,27 @@ use super::rows::{Rows, RowsMut};
 use super::tensor::KvData;
 use crate::{AttnParams, Error, KvLayout, Result};
 
-/// Positions that are summed up by themselves before they join those before them: what one thread does of a long
-/// sequence at a time. Several blocks.
-const CHUNK: usize = 4 * BLOCK;
+/// Blocks of a chunk: of positions that are summed up by themselves before they join those before them, which is what one
+/// thread does of a sequence at a time. The first so many blocks are chunks, so that threads share short sequences too;
+/// those after them are longer, so that the sums of long ones are few.
+const CHUNK: usize = 4;
+
+/// Where chunk `i` begins.
+const fn chunk_start(i: usize) -> usize {
+    BLOCK * if i < CHUNK { i } else { (i - CHUNK + 1) * CHUNK }
+}
+
+/// Chunks that end at or before `len`.
+const fn whole_chunks(len: usize) -> usize {
+    let blocks = len / BLOCK;
+    if blocks < CHUNK { blocks } else { CHUNK - 1 + blocks / CHUNK }
+}
+
+/// Chunks of `len` positions, the last of which may lack some.
+const fn chunks(len: usize) -> usize {
+    let whole = whole_chunks(len);
+    if chunk_start(whole) < len { whole + 1 } else { whole }
+}
 /// Tasks for each thread below which long sequences are divided among threads.
 const TASKS: usize = 4;
 /// Floats that the sums of divided sequences may take.
@@ -76,8 +94,13 @@ pub(crate) fn attention(
     let mut buffer = ctx.scratch.take(floats * size_of::<f32>())?;
     let divided = Work { parts: Some(Shared(buffer.values_mut::<f32>().as_mut_ptr())), ..divided };
     divided.run(divided.tasks())?;
-    let rows = spans.iter().map(|s| s.rows.len()).sum::<usize>();
-    ctx.threads.run(rows * p.heads, &|i| divided.merge(i / p.heads, i % p.heads));
+    let results = spans.iter().map(|s| s.rows.len()).sum::<usize>() * p.heads;
+    let merge = |i| divided.merge(i / p.heads, i % p.heads);
+    if floats < SERIAL {
+        (0..results).for_each(merge);
+    } else {
+        ctx.threads.run(results, &merge);
+    }
     ctx.scratch.give(buffer);
     Ok(())
 }
@@ -136,7 +159,7 @@ impl<'a> Work<'a> {
 
     /// Chunks of a span that are tasks of their own.
     fn parts_of(&self, span: &SpanView<'_>) -> usize {
-        if self.parts.is_some() { span.layout.len.div_ceil(CHUNK) } else { 1 }
+        if self.parts.is_some() { chunks(span.layout.len) } else { 1 }
     }
 
     /// Chunks of a span, from its first, that are tasks with all of their heads: as many as give every thread the same work,
@@ -149,8 +172,8 @@ impl<'a> Work<'a> {
         if self.parts.is_none() || !in_order || first > 0 {
             return 0;
         }
-        let full = span.layout.len / CHUNK;
-        full - full % self.ctx.threads.count()
+        let (whole, threads) = (whole_chunks(span.layout.len), self.ctx.threads.count());
+        if threads == 1 { self.parts_of(span) } else { whole - whole % threads }
     }
 
     fn tasks_of_tile(&self, span: &SpanView<'_>) -> usize {
@@ -217,11 +240,7 @@ impl<'a> Work<'a> {
                 span,
                 queries: first..span.rows.len().min(first + self.tile_queries()),
                 kv_heads: heads,
-                chunks: if self.parts.is_some() {
-                    part..part + 1
-                } else {
-                    0..span.layout.len.div_ceil(CHUNK)
-                },
+                chunks: if self.parts.is_some() { part..part + 1 } else { 0..chunks(span.layout.len) },
                 partials,
             });
         }
@@ -234,6 +253,9 @@ impl<'a> Work<'a> {
         let dims = [head_dim, self.p.v_head_dim];
         let (rows, width) = (task.queries.len() * group, padded(self.p.v_head_dim));
         let form = Form::of(rows, self.tiled());
+        if form == Form::Rows {
+            self.ask(task);
+        }
         let (floats, states) = (Tile::floats(form, rows, dims), rows * self.state());
         let mut buffer = self.ctx.scratch.take(task.kv_heads.len() * (floats + states) * size_of::<f32>())?;
         let (memory, totals) = buffer.values_mut::<f32>().split_at_mut(task.kv_heads.len() * floats);
@@ -251,7 +273,7 @@ impl<'a> Work<'a> {
         }
         for chunk in task.chunks.clone() {
             tiles.iter_mut().for_each(Tile::clear);
-            self.chunk(task, &mut tiles, chunk * CHUNK..(chunk + 1) * CHUNK);
+            self.chunk(task, &mut tiles, chunk_start(chunk)..chunk_start(chunk + 1));
             for (tile, totals) in tiles.iter_mut().zip(totals.chunks_exact_mut(states)) {
                 (self.ctx.kernels.attention.end)(tile);
                 for (row, total) in totals.chunks_exact_mut(self.state()).enumerate() {
@@ -267,6 +289,16 @@ impl<'a> Work<'a> {
         drop(tiles);
         self.ctx.scratch.give(buffer);
         Ok(())
+    }
+
+    /// Asks for the first keys of a task, as far as they are a block's: the others are asked for meanwhile.
+    fn ask(&self, task: &Task<'_>) {
+        let Task { span, queries, kv_heads, chunks, .. } = task;
+        let at = span.layout.len - span.rows.len() + queries.start;
+        let first = self.p.first_seen(at, self.p.narrower(span.window)).max(chunk_start(chunks.start));
+        let end = span.layout.len.min((first / BLOCK + 1) * BLOCK);
+        let [k, _] = self.cached(span, kv_heads.start, first);
+        (self.ctx.kernels.attention.ask)(k, kv_heads.len(), end.saturating_sub(first));
     }
 
     /// What a task found for row `row` of a tile, which is one of head `head`.

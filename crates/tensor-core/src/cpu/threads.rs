@@ -24,6 +24,10 @@ const BEARABLE: u32 = 8;
 /// How long the caller works alone after other stalls, at first and at most.
 const ALONE: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(200)];
 
+/// Runs of consecutive tasks into which a job is cut, at most; a thread begins with one of its own, as far as there are
+/// so many: tasks that follow one another read memory that does.
+const RUNS: usize = 8;
+
 /// Workers inside the open job.
 const INSIDE: u64 = 0xffff;
 /// The job may be entered.
@@ -57,8 +61,8 @@ struct Job {
 struct Shared {
     /// Number of the job, `OPEN`, `WAITING`, `STOP` and the count of workers inside.
     gate: Padded<AtomicU64>,
-    /// The next task of the open job.
-    next: Padded<AtomicUsize>,
+    /// Tasks of the open job that were claimed, of each of its runs.
+    claimed: Vec<Padded<AtomicUsize>>,
     /// Written only by the caller that holds the turn, while the gate is closed and nobody is inside; read only
     /// by those inside.
     job: UnsafeCell<Job>,
@@ -89,7 +93,7 @@ struct Pace {
 
 /// The calling thread and `count() - 1` workers of its own.
 ///
-/// Tasks are claimed one at a time by whoever is free, so a worker that has lost its core to another process
+/// Tasks are claimed one at a time, those that were another's too by whoever is free, so a worker that has lost its core to another process
 /// delays the caller only if it was in the middle of a task; when that happens often, the caller works alone for a
 /// while. Workers without work sleep after some microseconds.
 pub(crate) struct Threads {
@@ -113,7 +117,7 @@ impl Threads {
         let workers = n.clamp(1, INSIDE as usize) - 1;
         let shared = Arc::new(Shared {
             gate: Padded(AtomicU64::new(0)),
-            next: Padded(AtomicUsize::new(0)),
+            claimed: (0..(workers + 1).min(RUNS)).map(|_| Padded(AtomicUsize::new(0))).collect(),
             job: UnsafeCell::new(Job { body: None, tasks: 0 }),
             asleep: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             panic: Mutex::new(None),
@@ -151,7 +155,7 @@ impl Threads {
         }
         self.open(tasks, body);
         let mut mine = 0;
-        let own = catch_unwind(AssertUnwindSafe(|| self.shared.claim(tasks, body, &mut mine)));
+        let own = catch_unwind(AssertUnwindSafe(|| self.shared.claim(0, tasks, body, &mut mine)));
         let waited = self.shared.close();
         if mine == 0 || waited > STALL {
             let now = Instant::now();
@@ -176,7 +180,7 @@ impl Threads {
         // SAFETY: the previous job was closed and left by all (or there was none), nobody enters before the store
         // to the gate below, and the turn keeps other callers out: nobody reads or writes `job` now.
         unsafe { *shared.job.get() = Job { body: Some(body), tasks } };
-        shared.next.0.store(0, Relaxed);
+        shared.claimed.iter().for_each(|claimed| claimed.0.store(0, Relaxed));
         let job = (shared.gate.0.load(Relaxed) & !(JOB - 1)).wrapping_add(JOB);
         // Sequentially consistent, as is the read of `asleep`: a worker first says that it sleeps and then looks
         // at the gate, so one of the two sees the other.
@@ -244,7 +248,7 @@ impl Shared {
             let Some(Job { body: Some(body), tasks }) = self.enter(gate) else { continue };
             // SAFETY: this thread is inside the job, so `run` has not returned and the body it borrowed lives.
             let body = unsafe { &*body };
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.claim(tasks, body, &mut 0))) {
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.claim(me + 1, tasks, body, &mut 0))) {
                 lock(&self.panic).get_or_insert(payload);
             }
             self.leave();
@@ -308,16 +312,22 @@ impl Shared {
         }
     }
 
-    /// Runs tasks until none is left, counting them in `ran`.
-    fn claim(&self, tasks: usize, body: &Body<'_>, ran: &mut u32) {
+    /// Runs tasks until none is left, counting them in `ran`: those of the run of thread `me`, then of the other runs.
+    fn claim(&self, me: usize, tasks: usize, body: &Body<'_>, ran: &mut u32) {
         let _in_task = InTask::enter();
-        loop {
-            let task = self.next.0.fetch_add(1, Relaxed);
-            if task >= tasks {
-                return;
+        let runs = self.claimed.len();
+        for run in (0..runs).map(|i| (me + i) % runs) {
+            let [start, end] = [run, run + 1].map(|run| run * tasks / runs);
+            let claimed = &self.claimed[run].0;
+            // Looked at first: a run that has ended is not written to.
+            while claimed.load(Relaxed) < end - start {
+                let task = start + claimed.fetch_add(1, Relaxed);
+                if task >= end {
+                    break;
+                }
+                *ran = ran.saturating_add(1);
+                body(task);
             }
-            *ran = ran.saturating_add(1);
-            body(task);
         }
     }
 
@@ -386,7 +396,7 @@ mod tests {
 
     #[test]
     fn every_task_runs_once_and_its_writes_are_seen() {
-        for n in [1, 2, 3, 5] {
+        for n in [1, 2, 3, 5, 11] {
             let threads = Threads::new(n).unwrap();
             assert_eq!(threads.count(), n);
             for round in 0..ROUNDS / n {

@@ -11,7 +11,7 @@ mod sums;
 mod tiled;
 
 use self::columns::{ScoreColumns, SoftmaxColumns};
-use self::rows::{Load, ScoreRows, SoftmaxRows, Stored};
+use self::rows::{Ask, Load, ScoreRows, SoftmaxRows, Stored};
 use self::sums::{Finish, Merge, Shrink, Weigh};
 use self::tiled::{Bf16, Gather, PackQueries};
 use super::elementwise::softcap;
@@ -55,6 +55,8 @@ impl Form {
 pub(crate) struct Attention {
     /// Copies one head of consecutive cached rows into rows of a tile's keys or values, widened and padded.
     pub load: fn(src: CachedHead<'_>, dst: &mut [f32]),
+    /// Asks for consecutive cached rows of some heads in a row, of which `first` is the first.
+    pub ask: fn(first: CachedHead<'_>, heads: usize, rows: usize),
     /// Takes the queries that were set, before the first block.
     pub start: fn(tile: &mut Tile<'_>),
     /// Takes the keys and values that were loaded into the tile into its running softmax; query `i` sees those
@@ -216,7 +218,8 @@ impl<'a> Tile<'a> {
 
     /// Forgets all keys.
     pub(crate) fn clear(&mut self) {
-        self.o.fill(0.0);
+        let rows = if self.form == Form::Rows { self.rows() } else { self.lanes() };
+        self.o[..rows * self.v_width].fill(0.0);
         self.bf16.o.fill(0.0);
         // Finite, so that differences are never NaN.
         self.m.fill(f32::MIN);
@@ -229,6 +232,7 @@ impl Attention {
     pub(super) const fn of<V: Vector>() -> Self {
         Self {
             load: load::<V>,
+            ask: ask::<V>,
             start: start::<V>,
             block: block::<V>,
             cached_block: cached_block::<V>,
@@ -248,6 +252,20 @@ fn load<V: Vector>(src: CachedHead<'_>, dst: &mut [f32]) {
     assert!(rows == 0 || src.at + (rows - 1) * src.stride + src.head_dim <= len);
     // SAFETY: the table of `V` was handed out after detection; the values of each row are inside the buffer.
     unsafe { V::call(Load { src, dst }) }
+}
+
+fn ask<V: Vector>(first: CachedHead<'_>, heads: usize, rows: usize) {
+    let CachedHead { data, at, stride, head_dim } = first;
+    match data {
+        KvData::F32(x) => ask_for::<V, _>(x.as_ptr().wrapping_add(at), stride, [rows, heads * head_dim]),
+        KvData::F16(x) => ask_for::<V, _>(x.as_ptr().wrapping_add(at), stride, [rows, heads * head_dim]),
+    }
+}
+
+fn ask_for<V: Vector, T>(first: *const T, stride: usize, [rows, width]: [usize; 2]) {
+    let ahead = Ahead::of(first, stride, width);
+    // SAFETY: the table of `V` was handed out after detection; no address is wrong.
+    unsafe { V::call(Ask { ahead, rows }) }
 }
 
 /// Keys that any of a tile's queries sees.
@@ -270,8 +288,8 @@ fn block<V: Vector>(tile: &mut Tile<'_>, seen: &[Seen], scoring: Scoring, multip
     // SAFETY: the table of `V` was handed out after detection; a tile's slices have the sizes that `new` gave
     // them, and no query sees keys past the block.
     unsafe {
-        let k = Keys { first: tile.k.as_ptr(), stride: tile.width, ahead: (0, 0) };
-        let v = Keys { first: tile.v.as_ptr(), stride: tile.v_width, ahead: (0, 0) };
+        let k = Keys { first: tile.k.as_ptr(), stride: tile.width, ahead: Ahead::NOTHING };
+        let v = Keys { first: tile.v.as_ptr(), stride: tile.v_width, ahead: Ahead::NOTHING };
         if tile.by_columns() {
             V::call(ScoreColumns { tile: &mut *tile, lo, hi });
             V::call(SoftmaxColumns::<false> { tile: &mut *tile, seen, scoring });
@@ -290,8 +308,8 @@ struct Keys<T> {
     first: *const T,
     /// Values from one to the next.
     stride: usize,
-    /// What is asked for: bytes from a key on, and how many.
-    ahead: (isize, usize),
+    /// What is asked for while they are in use, position by position.
+    ahead: Ahead,
 }
 
 impl<T> Clone for Keys<T> {
@@ -305,7 +323,36 @@ impl<T> Copy for Keys<T> {}
 impl<T> Keys<T> {
     /// Those of head `i` after these, of heads of `width` values.
     fn head(self, i: usize, width: usize) -> Self {
-        Self { first: self.first.wrapping_add(i * width), ..self }
+        let Ahead { first, len, .. } = self.ahead;
+        let ahead = Ahead { first: first.wrapping_add(i * len), ..self.ahead };
+        Self { first: self.first.wrapping_add(i * width), ahead, ..self }
+    }
+
+    /// Those from position `i` on.
+    fn from(self, i: usize) -> Self {
+        let Ahead { first, stride, .. } = self.ahead;
+        let ahead = Ahead { first: first.wrapping_add(i * stride), ..self.ahead };
+        Self { first: self.first.wrapping_add(i * self.stride), ahead, ..self }
+    }
+}
+
+/// Memory that will be read soon. The processor does not see by itself where the next position's part is: a head is too
+/// short.
+#[derive(Clone, Copy, Debug)]
+struct Ahead {
+    first: *const u8,
+    /// Bytes from one position's to the next.
+    stride: usize,
+    /// Bytes of a position.
+    len: usize,
+}
+
+impl Ahead {
+    const NOTHING: Self = Self { first: std::ptr::null(), stride: 0, len: 0 };
+
+    /// `width` values of each position, `stride` values apart.
+    fn of<T>(first: *const T, stride: usize, width: usize) -> Self {
+        Self { first: first.cast(), stride: stride * size_of::<T>(), len: width * size_of::<T>() }
     }
 }
 
@@ -324,12 +371,12 @@ fn cached_block<V: Vector>(
     let heads = tiles.len();
     match cached.map(|c| c.data) {
         [KvData::F32(k), KvData::F32(v)] => {
-            let keys = [(k, &cached[0]), (v, &cached[1])].map(|(x, c)| cached_keys(x, c, heads, [lo, hi]));
+            let keys = cached_keys([k, v], cached, heads, [lo, hi]);
             // SAFETY: the table of `V` was handed out after detection; `cached_keys` has checked the keys.
             unsafe { by_rows::<V, _>(tiles, seen, scoring, [lo, hi], keys) }
         }
         [KvData::F16(k), KvData::F16(v)] => {
-            let keys = [(k, &cached[0]), (v, &cached[1])].map(|(x, c)| cached_keys(x, c, heads, [lo, hi]));
+            let keys = cached_keys([k, v], cached, heads, [lo, hi]);
             // SAFETY: as above.
             unsafe { by_rows::<V, _>(tiles, seen, scoring, [lo, hi], keys) }
         }
@@ -337,13 +384,25 @@ fn cached_block<V: Vector>(
     }
 }
 
-/// The keys of a block of `heads` heads; the first seen one of the first head is the first of `cached`.
-fn cached_keys<T>(data: &[T], cached: &CachedHead<'_>, heads: usize, [lo, hi]: [usize; 2]) -> Keys<T> {
-    assert!(cached.at + (hi - lo - 1) * cached.stride + heads * cached.head_dim <= data.len());
-    let first = data.as_ptr().wrapping_add(cached.at).wrapping_sub(lo * cached.stride);
-    // The same key of the next block.
-    let [next, len] = [BLOCK * cached.stride, cached.head_dim].map(|n| n * size_of::<T>());
-    Keys { first, stride: cached.stride, ahead: (next as isize, len) }
+/// Keys and values of a block of `heads` heads; the first seen one of the first head is the first of `cached`. Values are
+/// asked for while keys are in use, and the next block's keys while values are.
+fn cached_keys<T>(
+    data: [&[T]; 2],
+    cached: [CachedHead<'_>; 2],
+    heads: usize,
+    [lo, hi]: [usize; 2],
+) -> [Keys<T>; 2] {
+    let [k, v] = [0, 1].map(|i| {
+        let CachedHead { at, stride, head_dim, .. } = cached[i];
+        assert!(at + (hi - lo - 1) * stride + heads * head_dim <= data[i].len());
+        (data[i].as_ptr().wrapping_add(at).wrapping_sub(lo * stride), stride, head_dim)
+    });
+    let next = (k.0.wrapping_add(BLOCK * k.1), k.1, k.2);
+    [(k, v), (v, next)].map(|((first, stride, _), ahead)| Keys {
+        first,
+        stride,
+        ahead: Ahead::of(ahead.0, ahead.1, ahead.2),
+    })
 }
 
 /// Keys that are taken for all heads before those after them.

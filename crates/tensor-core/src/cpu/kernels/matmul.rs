@@ -451,7 +451,7 @@ impl<Q: Quants> Product for Int8<Q> {
 #[expect(unsafe_op_in_unsafe_fn, reason = "Int8's contract, handed on")]
 unsafe fn quads<V: Vector, Q: Quants>(w: *const u8) -> [V::I; QUADS] {
     for line in 0..Q::BYTES / 64 {
-        V::prefetch(w.wrapping_add(AHEAD + line * 64));
+        V::prefetch_once(w.wrapping_add(AHEAD + line * 64));
     }
     let mut quads = [V::splat_i(0); QUADS];
     for (i, quad) in quads.iter_mut().enumerate() {
@@ -572,7 +572,7 @@ unsafe fn exact_sums<V: Vector, E: Elements, const N: usize>(
                 }
             }
             for line in 0..E::BYTES / 64 {
-                V::prefetch(w.wrapping_add(AHEAD + line * 64));
+                V::prefetch_once(w.wrapping_add(AHEAD + line * 64));
             }
             w = w.add(E::BYTES);
             x = x.add(slots * UNIT);
@@ -603,7 +603,7 @@ impl Product for Pairs {
         for _ in 0..layout.units * UNIT / 8 {
             for j in 0..4 {
                 let pair = V::load_i(w.add(j * 64));
-                V::prefetch(w.wrapping_add(AHEAD + j * 64));
+                V::prefetch_once(w.wrapping_add(AHEAD + j * 64));
                 for (t, acc) in acc.iter_mut().enumerate() {
                     acc[j] = V::dot_bf16(acc[j], pair, V::splat_i(x.add(j * T + t).read_unaligned()));
                 }

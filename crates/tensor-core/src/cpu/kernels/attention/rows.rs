@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{BLOCK, CachedHead, Keys, Scoring, Seen, Tile, first, padded, score};
+use super::{Ahead, BLOCK, CachedHead, Keys, Scoring, Seen, Tile, first, padded, score};
 use crate::cpu::kernels::vector::{Kernel, LANES, Vector};
 use crate::cpu::tensor::KvData;
 
@@ -15,10 +15,39 @@ const AHEAD: usize = 16;
 /// # Safety
 /// That of [`Vector`]'s functions.
 #[inline(always)]
-pub(super) unsafe fn prefetch<V: Vector>(p: *const u8, len: usize) {
+unsafe fn prefetch<V: Vector>(p: *const u8, len: usize) {
     for line in (0..len).step_by(64) {
         // SAFETY: a prefetch may ask for any address.
         unsafe { V::prefetch(p.wrapping_add(line)) };
+    }
+}
+
+/// Asks for all of `ahead`, of `rows` positions.
+pub(super) struct Ask {
+    pub(super) ahead: Ahead,
+    pub(super) rows: usize,
+}
+
+impl Kernel for Ask {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        for row in 0..self.rows {
+            // SAFETY: the same contract.
+            unsafe { self.ahead.ask::<V>(row) };
+        }
+    }
+}
+
+impl Ahead {
+    /// Asks for what is there of position `i`.
+    ///
+    /// # Safety
+    /// That of [`Vector`]'s functions.
+    #[inline(always)]
+    pub(super) unsafe fn ask<V: Vector>(&self, i: usize) {
+        // SAFETY: the same contract.
+        unsafe { prefetch::<V>(self.first.wrapping_add(i * self.stride), self.len) };
     }
 }
 
@@ -112,7 +141,7 @@ impl<T: Stored> Kernel for ScoreRows<'_, '_, T> {
             unsafe {
                 let dots = Dots {
                     q: tile.q.as_ptr().add(row * tile.width),
-                    k: Keys { ahead: if row == 0 { k.ahead } else { (0, 0) }, ..k },
+                    k: Keys { ahead: if row == 0 { k.ahead } else { Ahead::NOTHING }, ..k },
                     width: tile.width,
                     s: tile.s.as_mut_ptr().add(row * BLOCK),
                 };
@@ -167,8 +196,7 @@ impl<T: Stored> Dots<T> {
             }
         }
         for i in 0..K {
-            let row = k.wrapping_add(i * stride).cast::<u8>();
-            prefetch::<V>(row.wrapping_offset(ahead.0), ahead.1);
+            ahead.ask::<V>(key + i);
         }
         let sums = sums.as_flattened();
         let mut at = 0;

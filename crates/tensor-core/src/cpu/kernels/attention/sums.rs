@@ -1,7 +1,7 @@
 //! Sums of weighted values: of a block into a tile, of parts into a whole.
 
-use super::rows::{Stored, prefetch};
-use super::{BLOCK, Keys, Seen, State, Tile, first};
+use super::rows::Stored;
+use super::{Ahead, BLOCK, Keys, Seen, State, Tile, first};
 use crate::cpu::kernels::vector::{Kernel, LANES, Vector, is_wide};
 
 /// What was summed before the block, by its weights after it.
@@ -73,6 +73,7 @@ unsafe fn weigh<V: Vector, T: Stored>(tile: &mut Tile<'_>, v: Keys<T>, rows: [us
     }
     let (key_stride, row_stride) = if tile.by_columns() { (tile.lanes(), 1) } else { (1, BLOCK) };
     let mut row = rows[0];
+    let v = v.from(keys[0]);
     while row < rows[1] {
         // SAFETY: the offsets are those of row `row` and key `keys[0]`.
         let sums = unsafe {
@@ -80,11 +81,7 @@ unsafe fn weigh<V: Vector, T: Stored>(tile: &mut Tile<'_>, v: Keys<T>, rows: [us
                 weights: tile.s.as_ptr().add(keys[0] * key_stride + row * row_stride),
                 key_stride,
                 row_stride,
-                v: Keys {
-                    first: v.first.wrapping_add(keys[0] * v.stride),
-                    ahead: if row == 0 { v.ahead } else { (0, 0) },
-                    ..v
-                },
+                v: Keys { ahead: if row == 0 { v.ahead } else { Ahead::NOTHING }, ..v },
                 keys: keys[1] - keys[0],
                 width: tile.v_width,
                 o: tile.o.as_mut_ptr().add(row * tile.v_width),
@@ -130,7 +127,7 @@ impl<T: Stored, const R: usize> Kernel for SumRows<T, R> {
                 self.vectors::<V, 4>(d);
                 d += 4 * LANES;
             }
-            while R < 4 && d + 2 * LANES <= self.0.width {
+            while R < 3 && d + 2 * LANES <= self.0.width {
                 self.vectors::<V, 2>(d);
                 d += 2 * LANES;
             }
@@ -160,17 +157,17 @@ impl<T: Stored, const R: usize> SumRows<T, R> {
         }
         for key in 0..keys {
             let v = v.first.wrapping_add(key * stride);
-            let mut values = [V::splat(0.0); D];
-            for (i, value) in values.iter_mut().enumerate() {
-                *value = T::load::<V>(v.add(d + i * LANES));
-            }
             if d == 0 {
-                prefetch::<V>(v.cast::<u8>().wrapping_offset(ahead.0), ahead.1);
+                ahead.ask::<V>(key);
             }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let weight = V::splat(*weights.add(key * key_stride + r * row_stride));
-                for (sum, value) in sums.iter_mut().zip(values) {
-                    *sum = V::fma(weight, value, *sum);
+            let mut row_weights = [V::splat(0.0); R];
+            for (r, weight) in row_weights.iter_mut().enumerate() {
+                *weight = V::splat(*weights.add(key * key_stride + r * row_stride));
+            }
+            for i in 0..D {
+                let value = T::load::<V>(v.add(d + i * LANES));
+                for (sums, &weight) in sums.iter_mut().zip(&row_weights) {
+                    sums[i] = V::fma(weight, value, sums[i]);
                 }
             }
         }
