@@ -1,10 +1,13 @@
 //! `linear`: activations times packed matrices, cut into panels of tokens and runs of row blocks, over the threads.
-//! The arithmetic is in `kernels/matmul.rs` for few tokens, in `kernels/tiles.rs` for many.
+//! The arithmetic is in `kernels/matmul.rs`; for many tokens in `kernels/slabs.rs` or `kernels/tiles.rs`, where a table has
+//! them.
 
 mod many;
 mod panels;
+mod slabs;
 mod tiled;
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use rillm_quant::FloatType;
@@ -27,8 +30,8 @@ const PANELS_IN_CACHE: usize = 1 << 20;
 /// Bytes of weights of one task, at most, so that threads finish together. A thread that changes places more often
 /// than this reads slower: what the processor fetches ahead is lost.
 const TASK_BYTES: usize = 512 << 10;
-/// Results of a run of a kernel, for 16 rows each.
-const SUMS: usize = 8 * MAX_TOKENS;
+/// Results of a run of a kernel, for 16 rows each: of one token, and of several.
+const SUMS: [usize; 2] = [16, 8 * MAX_TOKENS];
 /// Tasks for each thread, if the matrices are small.
 const TASKS: usize = 4;
 
@@ -180,40 +183,56 @@ struct Product<'a> {
     t: usize,
 }
 
-/// Row blocks of one part, for one thread.
+/// Row blocks of one part and some tokens, for one thread.
 struct Task {
     part: usize,
     /// Column of the result where the part starts.
     column: usize,
-    blocks: std::ops::Range<usize>,
+    blocks: Range<usize>,
+    tokens: Range<usize>,
 }
 
 impl Product<'_> {
-    /// Blocks of a task of `part`.
-    fn blocks_of_task(&self, ctx: &Context<'_>, part: &Packed) -> usize {
+    /// What multiplies all tokens and `part` in slabs, if something does.
+    fn slabs(&self, ctx: &Context<'_>, part: &Packed) -> Option<slabs::Multiply> {
+        let panel = ctx.precision.panel(part.layout().codes, ctx.kernels, self.t);
+        ctx.kernels.slabs.filter(|_| panel == Panel::Int8 && self.t > MAX_TOKENS)
+    }
+
+    /// Blocks and tokens of a task of `part`.
+    fn size_of_task(&self, ctx: &Context<'_>, part: &Packed) -> [usize; 2] {
         let threads = ctx.threads.count();
+        let blocks = || self.parts.iter().map(Packed::blocks).sum::<usize>();
         if ctx.precision.panel(part.layout().codes, ctx.kernels, self.t) == Panel::Tiles {
-            let blocks: usize = self.parts.iter().map(Packed::blocks).sum();
-            return tiled::blocks_of_task(blocks / (TASKS * threads));
+            return [tiled::blocks_of_task(blocks() / (TASKS * threads)), self.t];
+        }
+        if self.slabs(ctx, part).is_some() {
+            return slabs::task([blocks(), self.t], threads);
         }
         let total: usize = self.parts.iter().map(Packed::bytes).sum();
         let bytes = (total / (TASKS * threads)).min(TASK_BYTES);
-        (bytes / part.layout().block_bytes().max(1)).max(1)
+        [(bytes / part.layout().block_bytes().max(1)).max(1), self.t]
     }
 
     fn tasks(&self, ctx: &Context<'_>) -> usize {
-        self.parts.iter().map(|p| p.blocks().div_ceil(self.blocks_of_task(ctx, p))).sum()
+        let tasks = |part: &Packed| {
+            let [blocks, tokens] = self.size_of_task(ctx, part);
+            part.blocks().div_ceil(blocks) * self.t.div_ceil(tokens)
+        };
+        self.parts.iter().map(tasks).sum()
     }
 
     /// Task number `index`.
     fn task(&self, ctx: &Context<'_>, mut index: usize) -> Option<Task> {
         let mut column = 0;
         for (part, packed) in self.parts.iter().enumerate() {
-            let (blocks, step) = (packed.blocks(), self.blocks_of_task(ctx, packed));
-            let tasks = blocks.div_ceil(step);
+            let (all, [blocks, tokens]) = (packed.blocks(), self.size_of_task(ctx, packed));
+            let ranges = self.t.div_ceil(tokens);
+            let tasks = all.div_ceil(blocks) * ranges;
             if index < tasks {
-                let blocks = index * step..blocks.min((index + 1) * step);
-                return Some(Task { part, column, blocks });
+                let [first, token] = [index / ranges * blocks, index % ranges * tokens];
+                let (blocks, tokens) = (first..all.min(first + blocks), token..self.t.min(token + tokens));
+                return Some(Task { part, column, blocks, tokens });
             }
             index -= tasks;
             column += packed.rows();
@@ -230,6 +249,26 @@ impl Product<'_> {
         if let (Panel::Tiles, Some(tiles)) = (panel, &ctx.kernels.tiles) {
             return self.run_tiles(ctx, tiles, task, x.bytes(), out);
         }
+        if let Some(slabs) = self.slabs(ctx, part) {
+            self.run_slabs([slabs, ctx.kernels.multiply], task, x.bytes(), out);
+        } else if self.t == 1 {
+            self.run_panels::<{ SUMS[0] }>(ctx, task, (panel, x.bytes()), out);
+        } else {
+            self.run_panels::<{ SUMS[1] }>(ctx, task, (panel, x.bytes()), out);
+        }
+        Ok(())
+    }
+
+    /// [`run`](Self::run) panel by panel of `x`, with `SUMS` results at a time.
+    fn run_panels<const SUMS: usize>(
+        &self,
+        ctx: &Context<'_>,
+        task: &Task,
+        (panel, x): (Panel, &[u8]),
+        out: &Out<'_>,
+    ) {
+        let part = &self.parts[task.part];
+        let layout = part.layout();
         let token_bytes = layout.units * panel.unit_bytes();
         let in_cache = (PANELS_IN_CACHE / token_bytes.max(1)).max(MAX_TOKENS) / MAX_TOKENS * MAX_TOKENS;
         let mut sums = [[0.0; LANES]; SUMS];
@@ -243,7 +282,7 @@ impl Product<'_> {
                 while start < last {
                     let slots = panel.slots(self.t - start);
                     let tokens = ((last - start) / slots).clamp(1, SUMS / slots / blocks.len()) * slots;
-                    let x = &x.bytes()[start * token_bytes..][..tokens * token_bytes];
+                    let x = &x[start * token_bytes..][..tokens * token_bytes];
                     let sums = &mut sums[..blocks.len() * tokens];
                     let tile = Tile { blocks: part.run(blocks.clone()), layout, panel, slots, x, out: sums };
                     (ctx.kernels.multiply)(tile);
@@ -258,7 +297,6 @@ impl Product<'_> {
                 }
             }
         }
-        Ok(())
     }
 }
 

@@ -294,7 +294,7 @@ unsafe fn dot_pairs(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
 /// `n`, of which the compiler knows nothing: a loop so often is not unrolled, which would mix the registers of several
 /// rounds until they go through memory.
 #[inline(always)]
-fn opaque(mut n: usize) -> usize {
+pub(super) fn opaque(mut n: usize) -> usize {
     // SAFETY: no instruction.
     unsafe { asm!("/* {} */", inout(reg) n, options(pure, nomem, nostack, preserves_flags)) };
     n

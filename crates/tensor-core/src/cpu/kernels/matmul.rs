@@ -15,7 +15,7 @@ use crate::cpu::packed::{Codes, E2M1_TABLE, Layout, Meta, SUB_SCALE_OFFSET, SUPE
 pub(crate) const MAX_TOKENS: usize = 8;
 
 /// Quads of a unit.
-const QUADS: usize = UNIT / 4;
+pub(super) const QUADS: usize = UNIT / 4;
 /// How far ahead of the codes in use memory is asked for.
 const AHEAD: usize = 4096;
 
@@ -27,7 +27,7 @@ pub(crate) struct Tile<'a> {
     pub layout: &'a Layout,
     /// Form of `x`.
     pub panel: Panel,
-    /// Tokens of a panel: 1, 2, 4 or, for int8, 8.
+    /// Tokens of a panel: 1, 2, 4 or, for int8, 8. For slabs those of all panels, 8 or 16.
     pub slots: usize,
     /// The panels.
     pub x: &'a [u8],
@@ -55,6 +55,9 @@ pub(super) trait Elements {
 
 /// Elements that are integers.
 pub(super) trait Quants: Elements {
+    /// Of which values are less than 2 to this.
+    const BITS: u32;
+
     /// Quad `i` of the unit at `w`.
     ///
     /// # Safety
@@ -101,6 +104,8 @@ unsafe fn plane<V: Vector>(w: *const u8, bits: usize, i: usize, to: usize) -> V:
 }
 
 impl<const BITS: u32> Quants for Bits<BITS> {
+    const BITS: u32 = BITS;
+
     #[inline(always)]
     unsafe fn dots<V: Vector, const N: usize, const T: usize>(quads: &[V::I; N], x: *const u8) -> [V::I; T] {
         // SAFETY: the same contract.
@@ -130,6 +135,8 @@ impl<const BITS: u32> Elements for Bits<BITS> {
 }
 
 impl Quants for Fp4 {
+    const BITS: u32 = 5;
+
     #[inline(always)]
     unsafe fn dots<V: Vector, const N: usize, const T: usize>(quads: &[V::I; N], x: *const u8) -> [V::I; T] {
         // SAFETY: the same contract; the table's values are less than 32.
@@ -154,6 +161,8 @@ impl Elements for Fp4 {
 }
 
 impl<Q: Quants> Quants for Halves<Q> {
+    const BITS: u32 = Q::BITS;
+
     #[inline(always)]
     unsafe fn dots<V: Vector, const N: usize, const T: usize>(quads: &[V::I; N], x: *const u8) -> [V::I; T] {
         // SAFETY: the same contract.
@@ -179,6 +188,8 @@ impl<Q: Quants> Elements for Halves<Q> {
 }
 
 impl<Q: Quants> Quants for Super<Q> {
+    const BITS: u32 = Q::BITS;
+
     #[inline(always)]
     unsafe fn dots<V: Vector, const N: usize, const T: usize>(quads: &[V::I; N], x: *const u8) -> [V::I; T] {
         // SAFETY: the same contract.
@@ -446,12 +457,12 @@ impl<Q: Quants> Product for Int8<Q> {
     }
 }
 
-/// The quads of the unit at `w`; what follows it is asked for.
+/// The quads of the unit at `w`; what is `ahead` bytes from it is asked for.
 #[inline(always)]
 #[expect(unsafe_op_in_unsafe_fn, reason = "Int8's contract, handed on")]
-unsafe fn quads<V: Vector, Q: Quants>(w: *const u8) -> [V::I; QUADS] {
+pub(super) unsafe fn quads<V: Vector, Q: Quants>(w: *const u8, ahead: usize) -> [V::I; QUADS] {
     for line in 0..Q::BYTES / 64 {
-        V::prefetch_once(w.wrapping_add(AHEAD + line * 64));
+        V::prefetch_once(w.wrapping_add(ahead + line * 64));
     }
     let mut quads = [V::splat_i(0); QUADS];
     for (i, quad) in quads.iter_mut().enumerate() {
@@ -468,7 +479,7 @@ unsafe fn scaled_unit<V: Vector, Q: Quants, const T: usize>(
     scales: &Scales<V>,
     acc: &mut [V::F; T],
 ) {
-    let quads = quads::<V, Q>(w);
+    let quads = quads::<V, Q>(w, AHEAD);
     let floats = x.add(T * UNIT).cast::<f32>();
     if Q::HALVES {
         for (half, quads) in quads.as_chunks::<{ QUADS / 2 }>().0.iter().enumerate() {
@@ -500,7 +511,7 @@ unsafe fn shared_unit<V: Vector, Q: Quants, const T: usize>(
     acc: &mut [V::F; T],
     part: &mut [V::F; T],
 ) {
-    let quads = quads::<V, Q>(w);
+    let quads = quads::<V, Q>(w, AHEAD);
     let floats = x.add(T * UNIT).cast::<f32>();
     let dots: [V::I; T] = Q::dots::<V, _, T>(&quads, x);
     for (t, dot) in dots.into_iter().enumerate() {
@@ -619,7 +630,7 @@ impl Product for Pairs {
 ///
 /// Safe only as an entry of [`Kernels`](super::Kernels), which is handed out after detection.
 pub(super) fn multiply<V: Vector>(tile: Tile<'_>) {
-    let Layout { codes, meta, group, units, .. } = *tile.layout;
+    let Layout { codes, units, .. } = *tile.layout;
     let [block_bytes, panel_bytes] =
         [tile.layout.block_bytes(), units * tile.slots * tile.panel.unit_bytes()];
     if block_bytes == 0 {
@@ -627,24 +638,49 @@ pub(super) fn multiply<V: Vector>(tile: Tile<'_>) {
     }
     let results = (tile.blocks.len() / block_bytes) * (tile.x.len() / panel_bytes) * tile.slots;
     assert_eq!(tile.out.len(), results, "a tile has whole blocks and panels");
-    let halves = group < UNIT;
     match (tile.panel, codes) {
         (Panel::Bf16, Codes::Float(FloatType::BF16)) => few::<V, Pairs>(tile),
         (Panel::Tiles, _) => unreachable!("tiles have their own kernel"),
         (_, Codes::Float(FloatType::F32)) => exact::<V, F32>(tile),
         (_, Codes::Float(FloatType::F16)) => exact::<V, F16>(tile),
         (_, Codes::Float(FloatType::BF16)) => exact::<V, Bf16>(tile),
-        (_, Codes::E2M1) if halves => quants::<V, Halves<Fp4>>(tile),
-        (_, Codes::E2M1) => quants::<V, Fp4>(tile),
-        (_, Codes::Bits(4)) if meta == Meta::Super => quants::<V, Super<Bits<4>>>(tile),
-        (_, Codes::Bits(5)) if meta == Meta::Super => quants::<V, Super<Bits<5>>>(tile),
-        (_, Codes::Bits(6)) if meta == Meta::Super => quants::<V, Super<Halves<Bits<6>>>>(tile),
-        (_, Codes::Bits(2)) => quants::<V, Bits<2>>(tile),
-        (_, Codes::Bits(3)) => quants::<V, Bits<3>>(tile),
-        (_, Codes::Bits(4)) => quants::<V, Bits<4>>(tile),
-        (_, Codes::Bits(5)) => quants::<V, Bits<5>>(tile),
-        (_, Codes::Bits(6)) => quants::<V, Bits<6>>(tile),
-        (_, Codes::Bits(_)) => quants::<V, Bits<8>>(tile),
+        _ => {
+            let layout = tile.layout;
+            of_quants(layout, Multiply::<V>(tile, PhantomData));
+        }
+    }
+}
+
+/// Something for any integers.
+pub(super) trait WithQuants {
+    /// For these.
+    fn with<Q: Quants>(self);
+}
+
+/// Calls `f` with the integers of `layout`, which has some.
+pub(super) fn of_quants(layout: &Layout, f: impl WithQuants) {
+    let halves = layout.group < UNIT;
+    match layout.codes {
+        Codes::Float(_) => unreachable!("floats are no integers"),
+        Codes::E2M1 if halves => f.with::<Halves<Fp4>>(),
+        Codes::E2M1 => f.with::<Fp4>(),
+        Codes::Bits(4) if layout.meta == Meta::Super => f.with::<Super<Bits<4>>>(),
+        Codes::Bits(5) if layout.meta == Meta::Super => f.with::<Super<Bits<5>>>(),
+        Codes::Bits(6) if layout.meta == Meta::Super => f.with::<Super<Halves<Bits<6>>>>(),
+        Codes::Bits(2) => f.with::<Bits<2>>(),
+        Codes::Bits(3) => f.with::<Bits<3>>(),
+        Codes::Bits(4) => f.with::<Bits<4>>(),
+        Codes::Bits(5) => f.with::<Bits<5>>(),
+        Codes::Bits(6) => f.with::<Bits<6>>(),
+        Codes::Bits(_) => f.with::<Bits<8>>(),
+    }
+}
+
+struct Multiply<'a, V>(Tile<'a>, PhantomData<V>);
+
+impl<V: Vector> WithQuants for Multiply<'_, V> {
+    fn with<Q: Quants>(self) {
+        quants::<V, Q>(self.0);
     }
 }
 

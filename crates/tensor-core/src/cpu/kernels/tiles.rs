@@ -6,10 +6,10 @@
 
 use rillm_quant::FloatType;
 
-use super::matmul::{Bits, Elements, Fp4, Halves, Super, scales};
+use super::matmul::{Elements, Quants, WithQuants, of_quants, scales};
 use super::vector::{Kernel, LANES, Vector};
 use crate::cpu::matmul::Residual;
-use crate::cpu::packed::{Codes, Layout, Meta, UNIT};
+use crate::cpu::packed::{Codes, Layout, UNIT};
 
 /// Bytes of a tile.
 pub(crate) const TILE: usize = LANES * UNIT * 2;
@@ -98,31 +98,31 @@ pub(crate) struct Strips<'a> {
 ///
 /// Safe only as an entry of [`Kernels`](super::Kernels), which is handed out after detection.
 pub(super) fn expand<V: Vector>(slab: Slab<'_>, out: &mut [u8]) {
-    let Layout { codes, meta, group, units, .. } = *slab.layout;
+    let Layout { codes, units, .. } = *slab.layout;
     assert!(
         slab.block.len() >= slab.layout.block_bytes() && slab.units.end <= units,
         "the units are in the block"
     );
     assert!(slab.units.start.is_multiple_of(slab.layout.group_units()), "groups are whole");
     assert!(out.len() >= slab.units.len() * TILE, "and fit");
-    let halves = group < UNIT;
     match codes {
         Codes::Float(FloatType::BF16) => {
             let start = slab.units.start * TILE;
             out[..slab.units.len() * TILE].copy_from_slice(&slab.block[start..][..slab.units.len() * TILE]);
         }
         Codes::Float(_) => unreachable!("other floats are multiplied as they are"),
-        Codes::E2M1 if halves => write::<V, Halves<Fp4>>(slab, out),
-        Codes::E2M1 => write::<V, Fp4>(slab, out),
-        Codes::Bits(4) if meta == Meta::Super => write::<V, Super<Bits<4>>>(slab, out),
-        Codes::Bits(5) if meta == Meta::Super => write::<V, Super<Bits<5>>>(slab, out),
-        Codes::Bits(6) if meta == Meta::Super => write::<V, Super<Halves<Bits<6>>>>(slab, out),
-        Codes::Bits(2) => write::<V, Bits<2>>(slab, out),
-        Codes::Bits(3) => write::<V, Bits<3>>(slab, out),
-        Codes::Bits(4) => write::<V, Bits<4>>(slab, out),
-        Codes::Bits(5) => write::<V, Bits<5>>(slab, out),
-        Codes::Bits(6) => write::<V, Bits<6>>(slab, out),
-        Codes::Bits(_) => write::<V, Bits<8>>(slab, out),
+        _ => {
+            let layout = slab.layout;
+            of_quants(layout, Write::<V>(slab, out, std::marker::PhantomData));
+        }
+    }
+}
+
+struct Write<'a, V>(Slab<'a>, &'a mut [u8], std::marker::PhantomData<V>);
+
+impl<V: Vector> WithQuants for Write<'_, V> {
+    fn with<Q: Quants>(self) {
+        write::<V, Q>(self.0, self.1);
     }
 }
 
