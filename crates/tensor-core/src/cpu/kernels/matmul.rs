@@ -457,18 +457,28 @@ impl<Q: Quants> Product for Int8<Q> {
     }
 }
 
-/// The quads of the unit at `w`; what is `ahead` bytes from it is asked for.
+/// The quads of the unit at `w`.
 #[inline(always)]
 #[expect(unsafe_op_in_unsafe_fn, reason = "Int8's contract, handed on")]
-pub(super) unsafe fn quads<V: Vector, Q: Quants>(w: *const u8, ahead: usize) -> [V::I; QUADS] {
-    for line in 0..Q::BYTES / 64 {
-        V::prefetch_once(w.wrapping_add(ahead + line * 64));
-    }
+pub(super) unsafe fn quads<V: Vector, Q: Quants>(w: *const u8) -> [V::I; QUADS] {
     let mut quads = [V::splat_i(0); QUADS];
     for (i, quad) in quads.iter_mut().enumerate() {
         *quad = Q::quad::<V>(w, i);
     }
     quads
+}
+
+/// Asks for the unit at `w`. Few tokens read weights once; panels of the most take turns with a block.
+#[inline(always)]
+#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract; a prefetch may ask for any address")]
+unsafe fn ask<V: Vector, Q: Quants, const T: usize>(w: *const u8) {
+    for line in (0..Q::BYTES).step_by(64) {
+        if T < MAX_TOKENS {
+            V::prefetch_once(w.wrapping_add(line));
+        } else {
+            V::prefetch(w.wrapping_add(line));
+        }
+    }
 }
 
 /// Adds a unit at `w`, which has scales of its own, times the unit of `T` tokens at `x` to `acc`.
@@ -479,7 +489,8 @@ unsafe fn scaled_unit<V: Vector, Q: Quants, const T: usize>(
     scales: &Scales<V>,
     acc: &mut [V::F; T],
 ) {
-    let quads = quads::<V, Q>(w, AHEAD);
+    ask::<V, Q, T>(w.wrapping_add(AHEAD));
+    let quads = quads::<V, Q>(w);
     let floats = x.add(T * UNIT).cast::<f32>();
     if Q::HALVES {
         for (half, quads) in quads.as_chunks::<{ QUADS / 2 }>().0.iter().enumerate() {
@@ -511,7 +522,8 @@ unsafe fn shared_unit<V: Vector, Q: Quants, const T: usize>(
     acc: &mut [V::F; T],
     part: &mut [V::F; T],
 ) {
-    let quads = quads::<V, Q>(w, AHEAD);
+    ask::<V, Q, T>(w.wrapping_add(AHEAD));
+    let quads = quads::<V, Q>(w);
     let floats = x.add(T * UNIT).cast::<f32>();
     let dots: [V::I; T] = Q::dots::<V, _, T>(&quads, x);
     for (t, dot) in dots.into_iter().enumerate() {
@@ -583,7 +595,7 @@ unsafe fn exact_sums<V: Vector, E: Elements, const N: usize>(
                 }
             }
             for line in 0..E::BYTES / 64 {
-                V::prefetch_once(w.wrapping_add(AHEAD + line * 64));
+                V::prefetch(w.wrapping_add(AHEAD + line * 64));
             }
             w = w.add(E::BYTES);
             x = x.add(slots * UNIT);
@@ -614,7 +626,7 @@ impl Product for Pairs {
         for _ in 0..layout.units * UNIT / 8 {
             for j in 0..4 {
                 let pair = V::load_i(w.add(j * 64));
-                V::prefetch_once(w.wrapping_add(AHEAD + j * 64));
+                V::prefetch(w.wrapping_add(AHEAD + j * 64));
                 for (t, acc) in acc.iter_mut().enumerate() {
                     acc[j] = V::dot_bf16(acc[j], pair, V::splat_i(x.add(j * T + t).read_unaligned()));
                 }

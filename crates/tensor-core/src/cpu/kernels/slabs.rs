@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use super::avx2::{Avx2, opaque};
 use super::matmul::{MAX_TOKENS, QUADS, Quants, Scales, Tile, WithQuants, of_quants, quads, scales};
 use super::panel::{INT8_BYTES, Panel};
-use super::vector::LANES;
+use super::vector::{LANES, Vector as _};
 use crate::cpu::packed::{Layout, UNIT};
 
 /// Units that are written out at a time.
@@ -85,9 +85,12 @@ unsafe fn each<Q: Quants, const T: usize>(tile: Tile<'_>) {
                 let (group, i) = (unit / layout.group_units(), unit % layout.group_units());
                 let start = block.as_ptr().add(group * group_bytes);
                 let scales = scales::<V, Q>(start, layout, i);
-                // Its part of the next block is asked for.
                 let w = start.add(layout.meta_bytes() + i * Q::BYTES);
-                add_unit::<Q, T>(&quads::<V, Q>(w, block_bytes), &scales, x, out);
+                // The next block's part lies too far away for the processor to see.
+                for line in (0..Q::BYTES).step_by(64) {
+                    V::prefetch(w.wrapping_add(block_bytes + line));
+                }
+                add_unit::<Q, T>(&quads::<V, Q>(w), &scales, x, out);
             }
         }
     }
