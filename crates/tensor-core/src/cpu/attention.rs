@@ -205,7 +205,7 @@ impl<'a> Work<'a> {
 
     fn run(&self, tasks: usize) -> Result<()> {
         let failed: Mutex<Option<Error>> = Mutex::new(None);
-        self.ctx.threads.run(tasks, &|i| {
+        self.ctx.threads.run_in_order(tasks, &|i| {
             // The last tiles of a prompt see most: they go first. Chunks go in the order of memory.
             let i = if self.parts.is_some() { i } else { tasks - 1 - i };
             if let Some(task) = self.task(i)

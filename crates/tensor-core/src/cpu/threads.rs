@@ -55,6 +55,19 @@ type Body<'a> = dyn Fn(usize) + Sync + 'a;
 struct Job {
     body: Option<*const Body<'static>>,
     tasks: usize,
+    /// Runs of consecutive tasks; a thread begins with its own.
+    runs: usize,
+}
+
+impl Job {
+    const NONE: Self = Self { body: None, tasks: 0, runs: 1 };
+
+    fn new(tasks: usize, runs: usize, body: &Body<'_>) -> Self {
+        // SAFETY: only the lifetime of the trait object changes. Workers follow the pointer only inside the job,
+        // and `run` does not return, or unwind, before `close` has seen the last of them leave.
+        let body = unsafe { std::mem::transmute::<*const Body<'_>, *const Body<'static>>(body) };
+        Self { body: Some(body), tasks, runs }
+    }
 }
 
 /// State that the caller shares with its workers.
@@ -118,7 +131,7 @@ impl Threads {
         let shared = Arc::new(Shared {
             gate: Padded(AtomicU64::new(0)),
             claimed: (0..(workers + 1).min(RUNS)).map(|_| Padded(AtomicUsize::new(0))).collect(),
-            job: UnsafeCell::new(Job { body: None, tasks: 0 }),
+            job: UnsafeCell::new(Job::NONE),
             asleep: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             panic: Mutex::new(None),
             left: (Mutex::new(()), Condvar::new()),
@@ -142,6 +155,15 @@ impl Threads {
     /// have returned. A run started by a task stays on the task's thread. If a call panics, so does the run, after
     /// the others have stopped; some tasks may then never have run.
     pub(crate) fn run(&self, tasks: usize, body: &Body<'_>) {
+        self.run_in(self.shared.claimed.len(), tasks, body);
+    }
+
+    /// [`run`](Self::run) of tasks that differ: each is claimed after those before it.
+    pub(crate) fn run_in_order(&self, tasks: usize, body: &Body<'_>) {
+        self.run_in(1, tasks, body);
+    }
+
+    fn run_in(&self, runs: usize, tasks: usize, body: &Body<'_>) {
         if tasks <= 1 || self.workers.is_empty() || IN_TASK.get() {
             (0..tasks).for_each(body);
             return;
@@ -153,9 +175,10 @@ impl Threads {
             (0..tasks).for_each(body);
             return;
         }
-        self.open(tasks, body);
+        let job = Job::new(tasks, runs, body);
+        self.open(job);
         let mut mine = 0;
-        let own = catch_unwind(AssertUnwindSafe(|| self.shared.claim(0, tasks, body, &mut mine)));
+        let own = catch_unwind(AssertUnwindSafe(|| self.shared.claim(0, job, body, &mut mine)));
         let waited = self.shared.close();
         if mine == 0 || waited > STALL {
             let now = Instant::now();
@@ -171,21 +194,18 @@ impl Threads {
     }
 
     /// Publishes a job and wakes as many sleeping workers as it can use. The caller holds the turn and calls
-    /// `Shared::close` before `body` ends.
-    fn open(&self, tasks: usize, body: &Body<'_>) {
-        // SAFETY: only the lifetime of the trait object changes. Workers follow the pointer only inside the job,
-        // and `run` does not return, or unwind, before `close` has seen the last of them leave.
-        let body = unsafe { std::mem::transmute::<*const Body<'_>, *const Body<'static>>(body) };
+    /// `Shared::close` before the job's body ends.
+    fn open(&self, job: Job) {
         let shared = &*self.shared;
         // SAFETY: the previous job was closed and left by all (or there was none), nobody enters before the store
         // to the gate below, and the turn keeps other callers out: nobody reads or writes `job` now.
-        unsafe { *shared.job.get() = Job { body: Some(body), tasks } };
+        unsafe { *shared.job.get() = job };
         shared.claimed.iter().for_each(|claimed| claimed.0.store(0, Relaxed));
-        let job = (shared.gate.0.load(Relaxed) & !(JOB - 1)).wrapping_add(JOB);
+        let gate = (shared.gate.0.load(Relaxed) & !(JOB - 1)).wrapping_add(JOB);
         // Sequentially consistent, as is the read of `asleep`: a worker first says that it sleeps and then looks
         // at the gate, so one of the two sees the other.
-        shared.gate.0.store(job | OPEN, SeqCst);
-        let mut wanted = tasks - 1;
+        shared.gate.0.store(gate | OPEN, SeqCst);
+        let mut wanted = job.tasks - 1;
         for (asleep, worker) in shared.asleep.iter().zip(&self.workers) {
             if wanted == 0 {
                 break;
@@ -245,10 +265,11 @@ impl Shared {
                 return;
             }
             seen = gate / JOB;
-            let Some(Job { body: Some(body), tasks }) = self.enter(gate) else { continue };
+            let Some(job) = self.enter(gate) else { continue };
+            let Some(body) = job.body else { continue };
             // SAFETY: this thread is inside the job, so `run` has not returned and the body it borrowed lives.
             let body = unsafe { &*body };
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.claim(me + 1, tasks, body, &mut 0))) {
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.claim(me + 1, job, body, &mut 0))) {
                 lock(&self.panic).get_or_insert(payload);
             }
             self.leave();
@@ -313,9 +334,8 @@ impl Shared {
     }
 
     /// Runs tasks until none is left, counting them in `ran`: those of the run of thread `me`, then of the other runs.
-    fn claim(&self, me: usize, tasks: usize, body: &Body<'_>, ran: &mut u32) {
+    fn claim(&self, me: usize, Job { tasks, runs, .. }: Job, body: &Body<'_>, ran: &mut u32) {
         let _in_task = InTask::enter();
-        let runs = self.claimed.len();
         for run in (0..runs).map(|i| (me + i) % runs) {
             let [start, end] = [run, run + 1].map(|run| run * tasks / runs);
             let claimed = &self.claimed[run].0;
@@ -407,6 +427,31 @@ mod tests {
                 drop(slots);
                 assert!(out.iter().enumerate().all(|(i, &x)| x == i + round));
             }
+        }
+    }
+
+    #[test]
+    fn tasks_are_claimed_in_order_or_in_runs() {
+        let threads = Threads::new(2).unwrap();
+        for _ in 0..if cfg!(miri) { 3 } else { 1000 } {
+            // Each thread's tasks ascend within a run; in order, all of them do.
+            let order = Mutex::new(vec![]);
+            let mine = Mutex::new(vec![]);
+            let me = std::thread::current().id();
+            let note = |i| {
+                lock(&order).push(i);
+                if std::thread::current().id() == me {
+                    lock(&mine).push(i);
+                }
+            };
+            threads.run_in_order(10, &note);
+            assert!(lock(&mine).is_sorted() && lock(&order).len() == 10);
+            lock(&mine).clear();
+            threads.run(10, &note);
+            let mine = lock(&mine);
+            let own = mine.partition_point(|i| *i < 5);
+            assert!(mine[..own].is_sorted() && mine[own..].is_sorted(), "{mine:?}");
+            assert!(mine[own..].iter().all(|i| *i >= 5), "its own run comes first: {mine:?}");
         }
     }
 
