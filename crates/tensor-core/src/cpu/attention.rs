@@ -20,25 +20,36 @@ use super::tensor::KvData;
 use crate::{AttnParams, Error, KvLayout, Result};
 
 /// Blocks of a chunk: of positions that are summed up by themselves before they join those before them, which is what one
-/// thread does of a sequence at a time. The first so many blocks are chunks, so that threads share short sequences too;
+/// thread does of a sequence at a time. The first so many blocks are chunks each, so that threads share short sequences too;
 /// those after them are longer, so that the sums of long ones are few.
 const CHUNK: usize = 4;
 
-/// Where chunk `i` begins.
-const fn chunk_start(i: usize) -> usize {
-    BLOCK * if i < CHUNK { i } else { (i - CHUNK + 1) * CHUNK }
+/// How positions are cut into chunks.
+#[derive(Clone, Copy)]
+struct Chunks {
+    /// Those that are shorter, and make one of the others.
+    short: usize,
 }
 
-/// Chunks that end at or before `len`.
-const fn whole_chunks(len: usize) -> usize {
-    let blocks = len / BLOCK;
-    if blocks < CHUNK { blocks } else { CHUNK - 1 + blocks / CHUNK }
-}
+impl Chunks {
+    /// Where chunk `i` begins.
+    const fn start(self, i: usize) -> usize {
+        let Self { short } = self;
+        if i < short { i * (CHUNK / short) * BLOCK } else { (i - short + 1) * CHUNK * BLOCK }
+    }
 
-/// Chunks of `len` positions, the last of which may lack some.
-const fn chunks(len: usize) -> usize {
-    let whole = whole_chunks(len);
-    if chunk_start(whole) < len { whole + 1 } else { whole }
+    /// Chunks that end at or before `len`.
+    const fn whole(self, len: usize) -> usize {
+        let Self { short } = self;
+        let blocks = len / BLOCK;
+        if blocks < CHUNK { blocks / (CHUNK / short) } else { short - 1 + blocks / CHUNK }
+    }
+
+    /// Chunks of `len` positions, the last of which may lack some.
+    const fn of(self, len: usize) -> usize {
+        let whole = self.whole(len);
+        if self.start(whole) < len { whole + 1 } else { whole }
+    }
 }
 /// Tasks for each thread below which long sequences are divided among threads.
 const TASKS: usize = 4;
@@ -157,9 +168,16 @@ impl<'a> Work<'a> {
         (if self.tiled() { MAX_ROWS } else { TILE_ROWS } / self.group()).max(1)
     }
 
+    /// How a span's positions are cut. Tile registers take the short chunks together: bringing sums out of them takes time,
+    /// and prompts have tasks enough.
+    fn chunks(&self, span: &SpanView<'_>) -> Chunks {
+        let rows = span.rows.len().min(self.tile_queries()) * self.group();
+        Chunks { short: if Form::of(rows, self.tiled()) == Form::Tiled { 1 } else { CHUNK } }
+    }
+
     /// Chunks of a span that are tasks of their own.
     fn parts_of(&self, span: &SpanView<'_>) -> usize {
-        if self.parts.is_some() { chunks(span.layout.len) } else { 1 }
+        if self.parts.is_some() { self.chunks(span).of(span.layout.len) } else { 1 }
     }
 
     /// Chunks of a span, from its first, that are tasks with all of their heads: as many as give every thread the same work,
@@ -172,7 +190,7 @@ impl<'a> Work<'a> {
         if self.parts.is_none() || !in_order || first > 0 {
             return 0;
         }
-        let (whole, threads) = (whole_chunks(span.layout.len), self.ctx.threads.count());
+        let (whole, threads) = (self.chunks(span).whole(span.layout.len), self.ctx.threads.count());
         if threads == 1 { self.parts_of(span) } else { whole - whole % threads }
     }
 
@@ -240,7 +258,11 @@ impl<'a> Work<'a> {
                 span,
                 queries: first..span.rows.len().min(first + self.tile_queries()),
                 kv_heads: heads,
-                chunks: if self.parts.is_some() { part..part + 1 } else { 0..chunks(span.layout.len) },
+                chunks: if self.parts.is_some() {
+                    part..part + 1
+                } else {
+                    0..self.chunks(span).of(span.layout.len)
+                },
                 partials,
             });
         }
@@ -271,9 +293,10 @@ impl<'a> Work<'a> {
             (self.ctx.kernels.attention.start)(&mut tile);
             tiles.push(tile);
         }
+        let cut = self.chunks(task.span);
         for chunk in task.chunks.clone() {
             tiles.iter_mut().for_each(Tile::clear);
-            self.chunk(task, &mut tiles, chunk_start(chunk)..chunk_start(chunk + 1));
+            self.chunk(task, &mut tiles, cut.start(chunk)..cut.start(chunk + 1));
             for (tile, totals) in tiles.iter_mut().zip(totals.chunks_exact_mut(states)) {
                 (self.ctx.kernels.attention.end)(tile);
                 for (row, total) in totals.chunks_exact_mut(self.state()).enumerate() {
@@ -295,7 +318,8 @@ impl<'a> Work<'a> {
     fn ask(&self, task: &Task<'_>) {
         let Task { span, queries, kv_heads, chunks, .. } = task;
         let at = span.layout.len - span.rows.len() + queries.start;
-        let first = self.p.first_seen(at, self.p.narrower(span.window)).max(chunk_start(chunks.start));
+        let first =
+            self.p.first_seen(at, self.p.narrower(span.window)).max(self.chunks(span).start(chunks.start));
         let end = span.layout.len.min((first / BLOCK + 1) * BLOCK);
         let [k, _] = self.cached(span, kv_heads.start, first);
         (self.ctx.kernels.attention.ask)(k, kv_heads.len(), end.saturating_sub(first));

@@ -272,10 +272,6 @@ impl<const VNNI: bool> Vector for Avx2<VNNI> {
     unsafe fn prefetch(p: *const u8) {
         _mm_prefetch::<_MM_HINT_T0>(p.cast());
     }
-    #[inline(always)]
-    unsafe fn prefetch_once(p: *const u8) {
-        _mm_prefetch::<_MM_HINT_NTA>(p.cast());
-    }
 }
 
 #[inline(always)]

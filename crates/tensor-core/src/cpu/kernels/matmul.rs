@@ -468,16 +468,12 @@ pub(super) unsafe fn quads<V: Vector, Q: Quants>(w: *const u8) -> [V::I; QUADS] 
     quads
 }
 
-/// Asks for the unit at `w`. Few tokens read weights once; panels of the most take turns with a block.
+/// Asks for the unit that is read some units later.
 #[inline(always)]
 #[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract; a prefetch may ask for any address")]
-unsafe fn ask<V: Vector, Q: Quants, const T: usize>(w: *const u8) {
+unsafe fn ask_ahead<V: Vector, Q: Quants>(w: *const u8) {
     for line in (0..Q::BYTES).step_by(64) {
-        if T < MAX_TOKENS {
-            V::prefetch_once(w.wrapping_add(line));
-        } else {
-            V::prefetch(w.wrapping_add(line));
-        }
+        V::prefetch(w.wrapping_add(AHEAD + line));
     }
 }
 
@@ -489,7 +485,7 @@ unsafe fn scaled_unit<V: Vector, Q: Quants, const T: usize>(
     scales: &Scales<V>,
     acc: &mut [V::F; T],
 ) {
-    ask::<V, Q, T>(w.wrapping_add(AHEAD));
+    ask_ahead::<V, Q>(w);
     let quads = quads::<V, Q>(w);
     let floats = x.add(T * UNIT).cast::<f32>();
     if Q::HALVES {
@@ -522,7 +518,7 @@ unsafe fn shared_unit<V: Vector, Q: Quants, const T: usize>(
     acc: &mut [V::F; T],
     part: &mut [V::F; T],
 ) {
-    ask::<V, Q, T>(w.wrapping_add(AHEAD));
+    ask_ahead::<V, Q>(w);
     let quads = quads::<V, Q>(w);
     let floats = x.add(T * UNIT).cast::<f32>();
     let dots: [V::I; T] = Q::dots::<V, _, T>(&quads, x);

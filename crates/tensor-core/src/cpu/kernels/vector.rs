@@ -128,13 +128,6 @@ pub(crate) trait Vector: Copy + 'static {
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
 
-    /// [`prefetch`](Self::prefetch) of a line that is read once: it shall take no other's place for long.
-    #[inline(always)]
-    unsafe fn prefetch_once(p: *const u8) {
-        // SAFETY: this function's own contract.
-        unsafe { Self::prefetch(p) }
-    }
-
     /// In each lane, `acc` plus the two products of the bfloat16 halves of `w` and `x`.
     #[inline(always)]
     unsafe fn dot_bf16(acc: Self::F, w: Self::I, x: Self::I) -> Self::F {
