@@ -13,6 +13,8 @@ use crate::cpu::packed::{Codes, E2M1_TABLE, Layout, Meta, SUB_SCALE_OFFSET, SUPE
 
 /// Tokens of the largest panel.
 pub(crate) const MAX_TOKENS: usize = 8;
+/// Tokens of the largest slab, two panels.
+pub(crate) const SLAB_TOKENS: usize = 2 * MAX_TOKENS;
 
 /// Quads of a unit.
 pub(super) const QUADS: usize = UNIT / 4;

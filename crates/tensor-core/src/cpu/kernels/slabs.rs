@@ -7,15 +7,15 @@
 use std::arch::x86_64::*;
 
 use super::avx2::{Avx2, opaque};
-use super::matmul::{MAX_TOKENS, QUADS, Quants, Scales, Tile, WithQuants, of_quants, quads, scales};
+use super::matmul::{
+    MAX_TOKENS, QUADS, Quants, SLAB_TOKENS, Scales, Tile, WithQuants, of_quants, quads, scales,
+};
 use super::panel::{INT8_BYTES, Panel};
 use super::vector::{LANES, Vector as _};
 use crate::cpu::packed::{Layout, UNIT};
 
-/// Units that are written out at a time.
+/// Units that are written out at a time: of [`SLAB_TOKENS`] two thirds of the first-level cache.
 const SLAB: usize = 4;
-/// Tokens of a tile, two panels: with [`SLAB`] two thirds of the first-level cache.
-pub(crate) const TOKENS: usize = 2 * MAX_TOKENS;
 
 type V = Avx2<false>;
 
@@ -41,7 +41,7 @@ pub(super) fn multiply(tile: Tile<'_>) {
     if block_bytes == 0 {
         return tile.out.fill([0.0; LANES]);
     }
-    assert!([MAX_TOKENS, TOKENS].contains(&tile.slots), "no slab of {} tokens", tile.slots);
+    assert!([MAX_TOKENS, SLAB_TOKENS].contains(&tile.slots), "no slab of {} tokens", tile.slots);
     assert_eq!(tile.x.len(), units * tile.slots * INT8_BYTES, "a slab's tokens are there");
     assert_eq!(tile.out.len(), tile.blocks.len() / block_bytes * tile.slots, "a tile has whole blocks");
     let layout = tile.layout;
@@ -56,7 +56,7 @@ impl WithQuants for Multiply<'_> {
         unsafe {
             match self.0.slots {
                 MAX_TOKENS => each::<Q, MAX_TOKENS>(self.0),
-                _ => each::<Q, TOKENS>(self.0),
+                _ => each::<Q, SLAB_TOKENS>(self.0),
             }
         }
     }
@@ -72,7 +72,7 @@ unsafe fn each<Q: Quants, const T: usize>(tile: Tile<'_>) {
     let group_bytes = layout.meta_bytes() + layout.group_units() * Q::BYTES;
     let panel_bytes = layout.units * MAX_TOKENS * INT8_BYTES;
     out.fill([0.0; LANES]);
-    let mut slab = [NOTHING; SLAB * TOKENS];
+    let mut slab = [NOTHING; SLAB * SLAB_TOKENS];
     for first in (0..layout.units).step_by(SLAB) {
         let units = first..layout.units.min(first + SLAB);
         for (unit, slab) in units.clone().zip(slab.chunks_exact_mut(T)) {
