@@ -10,10 +10,12 @@ process loads the model, warms up with a prompt of 16 tokens and 4 steps, and me
 other processes took more than 0.15 of a core is repeated, twice at most; if it stays so it does not count. A cell is
 the median of the rounds and the range of their middle half; a ratio (rillm / peer) is printed only where both ranges
 are disjoint. "of floor" is the time for reading the stored weights once, at the bandwidth measured in the same rounds
-with as many threads and a buffer as large as the weights, over the time of a token.
+with as many threads and a buffer as large as the weights, over the time of a token. Before each process as much memory
+as it may need is written and given back: else a virtual machine's host finds the pages while an engine loads.
 """
 import argparse
 import json
+import mmap
 import os
 import shlex
 import statistics
@@ -106,6 +108,16 @@ def inner(seconds, spin, command):
                       "error": None if cases else err[-300:] or f"nothing within {seconds} s"}))
 
 
+def touch_memory(file):
+    """Writes twice the size of `file`, a file or a folder of them, and gives it back."""
+    files = file.iterdir() if file.is_dir() else [file]
+    size = 2 * sum(f.stat().st_size for f in files) + (256 << 20)
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        for page in range(0, size, mmap.PAGESIZE):
+            memory[page] = 1
+
+
 def measure(options, engine, file, threads, spin):
     """One run of an engine, again while it was disturbed."""
     wanted = {FIGURES[f][1:3] for f in options.figures if FIGURES[f][5] == spin and FIGURES[f][1]}
@@ -121,6 +133,7 @@ def measure(options, engine, file, threads, spin):
     best = None
     for attempt in range(3):
         time.sleep(5 * attempt)
+        touch_memory(MODELS / file)
         done = subprocess.run([*shlex.split(options.wrap), *inside], env=environment, capture_output=True, text=True)
         try:
             run = json.loads(done.stdout.splitlines()[-1])
