@@ -106,9 +106,9 @@ struct Pace {
 
 /// The calling thread and `count() - 1` workers of its own.
 ///
-/// Tasks are claimed one at a time, those that were another's too by whoever is free, so a worker that has lost its core to another process
-/// delays the caller only if it was in the middle of a task; when that happens often, the caller works alone for a
-/// while. Workers without work sleep after some microseconds.
+/// Tasks are claimed one at a time, those of a thread's own run first and then what is left of the others', so a worker that
+/// has lost its core to another process delays the caller only if it was in the middle of a task; when that happens often,
+/// the caller works alone for a while. Workers without work sleep after some microseconds.
 pub(crate) struct Threads {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
@@ -434,7 +434,7 @@ mod tests {
     fn tasks_are_claimed_in_order_or_in_runs() {
         let threads = Threads::new(2).unwrap();
         for _ in 0..if cfg!(miri) { 3 } else { 1000 } {
-            // Each thread's tasks ascend within a run; in order, all of them do.
+            // What a thread claims in order ascends; in runs, what is of its own run comes first, and ascends.
             let order = Mutex::new(vec![]);
             let mine = Mutex::new(vec![]);
             let me = std::thread::current().id();
