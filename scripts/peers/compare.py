@@ -110,10 +110,11 @@ def inner(seconds, spin, command):
 
 def touch_memory(file):
     """Writes twice the size of `file`, a file or a folder of them, and gives it back."""
-    files = file.iterdir() if file.is_dir() else [file]
+    files = [f for f in (file.iterdir() if file.is_dir() else [file]) if f.exists()]
     size = 2 * sum(f.stat().st_size for f in files) + (256 << 20)
     with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
         for page in range(0, size, mmap.PAGESIZE):
             memory[page] = 1
 

@@ -23,6 +23,10 @@ use crate::{AttnParams, Error, KvLayout, Result};
 /// thread does of a sequence at a time. The first so many blocks are chunks each, so that threads share short sequences too;
 /// those after them are longer, so that the sums of long ones are few.
 const CHUNK: usize = 4;
+/// Tasks for each thread below which long sequences are divided among threads.
+const TASKS: usize = 4;
+/// Floats that the sums of divided sequences may take.
+const PARTIALS: usize = 1 << 24;
 
 /// How positions are cut into chunks.
 #[derive(Clone, Copy)]
@@ -51,10 +55,6 @@ impl Chunks {
         if self.start(whole) < len { whole + 1 } else { whole }
     }
 }
-/// Tasks for each thread below which long sequences are divided among threads.
-const TASKS: usize = 4;
-/// Floats that the sums of divided sequences may take.
-const PARTIALS: usize = 1 << 24;
 
 /// What the queries of one span meet.
 #[derive(Clone, Debug)]
