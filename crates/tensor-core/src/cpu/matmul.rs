@@ -300,7 +300,7 @@ impl Product<'_> {
     }
 }
 
-/// Results that tasks write to different columns of at the same time.
+/// Results that tasks write to different columns, or rows, of at the same time.
 struct Out<'a> {
     data: *mut f32,
     stride: usize,
@@ -315,7 +315,7 @@ impl Out<'_> {
     ///
     /// # Safety
     /// They lie in the result, and nobody else reads or writes them.
-    #[expect(clippy::mut_from_ref, reason = "tasks have different columns")]
+    #[expect(clippy::mut_from_ref, reason = "tasks have different columns or rows")]
     unsafe fn row(&self, [t, column]: [usize; 2], n: usize) -> &mut [f32] {
         // SAFETY: the caller's contract.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(t * self.stride + column), n) }
@@ -352,7 +352,7 @@ impl Out<'_> {
 
 fn multiply(ctx: &Context<'_>, product: &Product<'_>, out: RowsMut<'_>) -> Result<()> {
     // `linear` has checked that `out` has `t` rows of the parts' columns, apart by the stride; tasks have different
-    // blocks, so different columns, and each task runs once.
+    // blocks, so different columns, or the same blocks and different tokens, so different rows; each task runs once.
     let out = Out { data: out.data.as_mut_ptr(), stride: out.stride, epilogue: product.epilogue };
     let failed: Mutex<Option<Error>> = Mutex::new(None);
     ctx.threads.run(product.tasks(ctx), &|index| {

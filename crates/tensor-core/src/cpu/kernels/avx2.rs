@@ -223,7 +223,7 @@ impl<const VNNI: bool> Vector for Avx2<VNNI> {
             let tokens = if T > 2 { opaque(T) } else { T };
             if BITS < 8 {
                 for (t, dot) in dots.iter_mut().enumerate().take(tokens) {
-                    dot[half] = dots_of::<BITS, N>(&halves, x.add(t * UNIT));
+                    dot[half] = self::dot::<Once, N>(BITS, &halves, x.add(t * UNIT));
                 }
                 continue;
             }
@@ -231,11 +231,11 @@ impl<const VNNI: bool> Vector for Avx2<VNNI> {
             let nibble = _mm256_set1_epi8(15);
             let low = halves.map(|w| _mm256_and_si256(w, nibble));
             for (t, dot) in dots.iter_mut().enumerate().take(tokens) {
-                dot[half] = dots_of::<4, N>(&low, x.add(t * UNIT));
+                dot[half] = self::dot::<Once, N>(4, &low, x.add(t * UNIT));
             }
             let high = halves.map(|w| _mm256_and_si256(_mm256_srli_epi16::<4>(w), nibble));
             for (t, dot) in dots.iter_mut().enumerate().take(tokens) {
-                let high = _mm256_slli_epi32::<4>(dots_of::<4, N>(&high, x.add(t * UNIT)));
+                let high = _mm256_slli_epi32::<4>(self::dot::<Once, N>(4, &high, x.add(t * UNIT)));
                 dot[half] = _mm256_add_epi32(dot[half], high);
             }
         }
@@ -296,12 +296,37 @@ pub(super) fn opaque(mut n: usize) -> usize {
     n
 }
 
-/// [`Vector::dots`] of half the lanes and one token.
+/// Where four bytes of a token are.
+pub(super) trait Fours {
+    /// Bytes from some to the next.
+    const STRIDE: usize;
+
+    /// Those at `x` in each lane.
+    ///
+    /// # Safety
+    /// Of [`Vector`].
+    unsafe fn load(x: *const u8) -> __m256i;
+}
+
+/// Once, behind those before them.
+struct Once;
+
+impl Fours for Once {
+    const STRIDE: usize = 4;
+
+    #[inline(always)]
+    unsafe fn load(x: *const u8) -> __m256i {
+        // SAFETY: the same contract.
+        unsafe { splat4(x) }
+    }
+}
+
+/// [`Vector::dots`] of half the lanes and one token, for bytes of `w` that are less than `2^bits`.
 #[inline(always)]
 #[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
-unsafe fn dots_of<const BITS: u32, const N: usize>(w: &[__m256i; N], x: *const u8) -> __m256i {
-    // Sums of two products, at most `2 * 2^BITS * 127`, of which 16 bits hold a few.
-    let few = match BITS {
+pub(super) unsafe fn dot<X: Fours, const N: usize>(bits: u32, w: &[__m256i; N], x: *const u8) -> __m256i {
+    // Sums of two products, at most `2 * 2^bits * 127`, of which 16 bits hold a few.
+    let few = match bits {
         ..=4 => 8,
         5 => 4,
         6 => 2,
@@ -309,9 +334,10 @@ unsafe fn dots_of<const BITS: u32, const N: usize>(w: &[__m256i; N], x: *const u
     };
     let mut dot = _mm256_setzero_si256();
     for (j, w) in w.chunks(few).enumerate() {
-        let mut words = _mm256_maddubs_epi16(w[0], splat4(x.add(4 * few * j)));
+        let x = x.add(X::STRIDE * few * j);
+        let mut words = _mm256_maddubs_epi16(w[0], X::load(x));
         for (i, w) in w.iter().enumerate().skip(1) {
-            words = _mm256_add_epi16(words, _mm256_maddubs_epi16(*w, splat4(x.add(4 * (few * j + i)))));
+            words = _mm256_add_epi16(words, _mm256_maddubs_epi16(*w, X::load(x.add(X::STRIDE * i))));
         }
         dot = _mm256_add_epi32(dot, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
     }

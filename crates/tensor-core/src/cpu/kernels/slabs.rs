@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use super::avx2::{Avx2, opaque};
+use super::avx2::{Avx2, Fours, dot, opaque};
 use super::matmul::{
     MAX_TOKENS, QUADS, Quants, SLAB_TOKENS, Scales, Tile, WithQuants, of_quants, quads, scales,
 };
@@ -27,6 +27,16 @@ struct Written {
     scale: [f32; 8],
     /// The sum; or those of both halves.
     sums: [[f32; 8]; 2],
+}
+
+impl Fours for Written {
+    const STRIDE: usize = size_of::<__m256i>();
+
+    #[inline(always)]
+    unsafe fn load(x: *const u8) -> __m256i {
+        // SAFETY: the contract of `Fours`; a quad of `Written` is aligned.
+        unsafe { _mm256_load_si256(x.cast()) }
+    }
 }
 
 const NOTHING: Written = Written { quads: [[0; 8]; QUADS], scale: [0.0; 8], sums: [[0.0; 8]; 2] };
@@ -165,7 +175,8 @@ unsafe fn add_rows<Q: Quants, const N: usize, const T: usize>(
         }
         for i in 0..rounds {
             for t in [2 * i, 2 * i + 1] {
-                *low.get_unchecked_mut(t) = dot::<N>(4, &half, x.as_ptr().add(t), first[0]);
+                let x = (&raw const (*x.as_ptr().add(t)).quads).cast::<u8>();
+                *low.get_unchecked_mut(t) = dot::<Written, N>(4, &half, x.add(Written::STRIDE * first[0]));
             }
         }
         for w in &mut w {
@@ -175,11 +186,12 @@ unsafe fn add_rows<Q: Quants, const N: usize, const T: usize>(
     for i in 0..rounds {
         for t in [2 * i, 2 * i + 1] {
             let x = x.as_ptr().add(t);
+            let quads = (&raw const (*x).quads).cast::<u8>().add(Written::STRIDE * first[0]);
             let dot = if Q::BITS == 8 {
-                let high = _mm256_slli_epi32::<4>(dot::<N>(4, &w, x, first[0]));
+                let high = _mm256_slli_epi32::<4>(dot::<Written, N>(4, &w, quads));
                 _mm256_add_epi32(*low.get_unchecked(t), high)
             } else {
-                dot::<N>(Q::BITS, &w, x, first[0])
+                dot::<Written, N>(Q::BITS, &w, quads)
             };
             let out = out.as_mut_ptr().add(t).cast::<f32>().add(8 * rows);
             let factor = _mm256_mul_ps(scale, _mm256_load_ps((&raw const (*x).scale).cast()));
@@ -188,29 +200,4 @@ unsafe fn add_rows<Q: Quants, const N: usize, const T: usize>(
             _mm256_storeu_ps(out, _mm256_fmadd_ps(bias, sum, y));
         }
     }
-}
-
-/// The sum of the products of some quads, whose bytes are below `2^bits`, and those of a token from `first` on.
-#[inline(always)]
-#[expect(unsafe_op_in_unsafe_fn, reason = "the contract of `each`")]
-unsafe fn dot<const N: usize>(bits: u32, w: &[__m256i; N], x: *const Written, first: usize) -> __m256i {
-    let x = (&raw const (*x).quads).cast::<__m256i>().add(first);
-    // Sums of two products, at most `2 * 2^bits * 127`, of which 16 bits hold a few.
-    let few = match bits {
-        ..=4 => 8,
-        5 => 4,
-        6 => 2,
-        _ => 1,
-    };
-    let mut dot = _mm256_setzero_si256();
-    for (j, w) in w.chunks(few).enumerate() {
-        let x = x.add(few * j);
-        let mut words = _mm256_maddubs_epi16(w[0], _mm256_load_si256(x));
-        for (i, w) in w.iter().enumerate().skip(1) {
-            words = _mm256_add_epi16(words, _mm256_maddubs_epi16(*w, _mm256_load_si256(x.add(i))));
-        }
-        let words = _mm256_madd_epi16(words, _mm256_set1_epi16(1));
-        dot = if j == 0 { words } else { _mm256_add_epi32(dot, words) };
-    }
-    dot
 }
