@@ -21,7 +21,7 @@ impl<B: Backend> DenseKvCache<B> {
     }
 
     fn grow(&mut self, be: &B, need: usize, [k_dim, v_dim]: [usize; 2]) -> Result<()> {
-        let capacity = grown(need, self.capacity);
+        let capacity = grown(need);
         let (mut k, mut v) = (be.kv_buffer(capacity, k_dim)?, be.kv_buffer(capacity, v_dim)?);
         if let Some((old_k, old_v)) = &self.buffers {
             be.write_rows(&mut k, 0, old_k, 0..self.len)?;

@@ -100,8 +100,8 @@ pub trait KvCache<B: Backend>: Debug + Send {
 /// Buffers grow in steps of this many positions.
 const STEP: usize = 64;
 
-/// Slots for at least `need` positions, growing by an eighth: what a long sequence costs to copy is little beside reading
-/// it for each of the tokens between, and little memory waits for tokens that may not come.
-fn grown(need: usize, have: usize) -> usize {
-    need.max(have + have / 8).next_multiple_of(STEP)
+/// Slots for `need` positions and an eighth more: what a long sequence costs to copy is little beside reading it for each of
+/// the tokens between, the first token after a prompt finds room, and little memory waits for tokens that may not come.
+fn grown(need: usize) -> usize {
+    (need + need / 8).next_multiple_of(STEP)
 }

@@ -46,7 +46,7 @@ impl<B: Backend> RotatingKvCache<B> {
 
     /// Moves what is stored into buffers with a ring of at least `need` slots.
     fn grow(&mut self, be: &B, need: usize, [k_dim, v_dim]: [usize; 2]) -> Result<()> {
-        let ring = if need >= self.window { need } else { grown(need, self.ring).min(self.window) };
+        let ring = if need >= self.window { need } else { grown(need).min(self.window) };
         let slots = self.keep + ring;
         let (mut k, mut v) = (be.kv_buffer(slots, k_dim)?, be.kv_buffer(slots, v_dim)?);
         let (from, to) = (self.layout(), KvLayout { ring, ..self.layout() });

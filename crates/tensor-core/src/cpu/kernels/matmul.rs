@@ -8,16 +8,18 @@ use std::marker::PhantomData;
 use rillm_quant::FloatType;
 
 use super::panel::{INT8_BYTES, Panel};
+use super::unit::{
+    Bf16, Elements, F16, F32, Group, QUADS, Quants, Scales, WithGroup, WithQuants, of_groups, of_quants,
+    quads, scales,
+};
 use super::vector::{Kernel, LANES, Vector, is_wide};
-use crate::cpu::packed::{Codes, E2M1_TABLE, Layout, Meta, SUB_SCALE_OFFSET, SUPER_UNITS, UNIT};
+use crate::cpu::packed::{Codes, Layout, UNIT};
 
 /// Tokens of the largest panel.
 pub(crate) const MAX_TOKENS: usize = 8;
 /// Tokens of the largest slab, two panels.
 pub(crate) const SLAB_TOKENS: usize = 2 * MAX_TOKENS;
 
-/// Quads of a unit.
-pub(super) const QUADS: usize = UNIT / 4;
 /// How far ahead of the codes in use memory is asked for.
 const AHEAD: usize = 4096;
 
@@ -35,330 +37,6 @@ pub(crate) struct Tile<'a> {
     pub x: &'a [u8],
     /// Results: block by block, 16 for each token.
     pub out: &'a mut [[f32; LANES]],
-}
-
-/// How the quads of a unit are read.
-pub(super) trait Elements {
-    /// Bytes of a unit.
-    const BYTES: usize;
-    /// Whether the values have scales.
-    const SCALED: bool = true;
-    /// Whether each half of a unit has its own scales.
-    const HALVES: bool = false;
-    /// Whether each unit has its own scales, under super-scales of the group.
-    const SUPER: bool = false;
-
-    /// Columns `4 i ..` of the unit at `w`, without scale and bias.
-    ///
-    /// # Safety
-    /// Of [`Vector`]; `w` has a unit, `i < 8`.
-    unsafe fn values<V: Vector>(w: *const u8, i: usize) -> [V::F; 4];
-}
-
-/// Elements that are integers.
-pub(super) trait Quants: Elements {
-    /// Of which values are less than 2 to this.
-    const BITS: u32;
-
-    /// Quad `i` of the unit at `w`.
-    ///
-    /// # Safety
-    /// Of [`Vector`]; `w` has a unit, `i < 8`.
-    unsafe fn quad<V: Vector>(w: *const u8, i: usize) -> V::I;
-
-    /// [`Vector::dots`] for codes of this width.
-    ///
-    /// # Safety
-    /// Of [`Vector`]; at `x` are units of `T` tokens, or their second halves.
-    unsafe fn dots<V: Vector, const N: usize, const T: usize>(quads: &[V::I; N], x: *const u8) -> [V::I; T];
-}
-
-/// Integers of `BITS` bits.
-pub(super) struct Bits<const BITS: u32>;
-/// [`Bits`] with scales for each half of a unit.
-pub(super) struct Halves<Q>(PhantomData<Q>);
-/// [`Bits`] or [`Halves`] under super-scales.
-pub(super) struct Super<Q>(PhantomData<Q>);
-pub(super) struct Fp4;
-struct F32;
-struct F16;
-struct Bf16;
-
-/// Quad `i` of a plane of `bits` bits, moved to start at bit `to` of each byte.
-#[inline(always)]
-#[expect(unsafe_op_in_unsafe_fn, reason = "Quants' contract, handed on")]
-unsafe fn plane<V: Vector>(w: *const u8, bits: usize, i: usize, to: usize) -> V::I {
-    let per_word = 8 / bits;
-    let word = V::load_i(w.add(i / per_word * 64));
-    let mask = i32::from_ne_bytes([(((1u32 << bits) - 1) << to) as u8; 4]);
-    let at = bits * (i % per_word);
-    if to == 0 && at > 0 && at + bits == 8 {
-        return V::shr_u8(word, at as u32);
-    }
-    let moved = if at > to {
-        V::shr(word, (at - to) as u32)
-    } else if at < to {
-        V::shl(word, (to - at) as u32)
-    } else {
-        word
-    };
-    if bits == 8 { moved } else { V::and(moved, V::splat_i(mask)) }
-}
-
-impl<const BITS: u32> Quants for Bits<BITS> {
-    const BITS: u32 = BITS;
-
-    #[inline(always)]
-    unsafe fn dots<V: Vector, const N: usize, const T: usize>(quads: &[V::I; N], x: *const u8) -> [V::I; T] {
-        // SAFETY: the same contract.
-        unsafe { V::dots::<BITS, N, T>(quads, x) }
-    }
-
-    #[inline(always)]
-    #[expect(unsafe_op_in_unsafe_fn, reason = "Quants' contract")]
-    unsafe fn quad<V: Vector>(w: *const u8, i: usize) -> V::I {
-        match BITS {
-            3 => V::or(plane::<V>(w, 2, i, 0), plane::<V>(w.add(128), 1, i, 2)),
-            5 => V::or(plane::<V>(w, 4, i, 0), plane::<V>(w.add(256), 1, i, 4)),
-            6 => V::or(plane::<V>(w, 4, i, 0), plane::<V>(w.add(256), 2, i, 4)),
-            bits => plane::<V>(w, bits as usize, i, 0),
-        }
-    }
-}
-
-impl<const BITS: u32> Elements for Bits<BITS> {
-    const BYTES: usize = Codes::Bits(BITS).unit_bytes();
-
-    #[inline(always)]
-    unsafe fn values<V: Vector>(w: *const u8, i: usize) -> [V::F; 4] {
-        // SAFETY: the same contract.
-        unsafe { widen::<V>(Self::quad::<V>(w, i)) }
-    }
-}
-
-impl Quants for Fp4 {
-    const BITS: u32 = 5;
-
-    #[inline(always)]
-    unsafe fn dots<V: Vector, const N: usize, const T: usize>(quads: &[V::I; N], x: *const u8) -> [V::I; T] {
-        // SAFETY: the same contract; the table's values are less than 32.
-        unsafe { V::dots::<5, N, T>(quads, x) }
-    }
-
-    #[inline(always)]
-    unsafe fn quad<V: Vector>(w: *const u8, i: usize) -> V::I {
-        // SAFETY: the same contract; the plane gives codes below 16.
-        unsafe { V::lookup(&E2M1_TABLE, plane::<V>(w, 4, i, 0)) }
-    }
-}
-
-impl Elements for Fp4 {
-    const BYTES: usize = Codes::E2M1.unit_bytes();
-
-    #[inline(always)]
-    unsafe fn values<V: Vector>(w: *const u8, i: usize) -> [V::F; 4] {
-        // SAFETY: the same contract.
-        unsafe { widen::<V>(Self::quad::<V>(w, i)) }
-    }
-}
-
-impl<Q: Quants> Quants for Halves<Q> {
-    const BITS: u32 = Q::BITS;
-
-    #[inline(always)]
-    unsafe fn dots<V: Vector, const N: usize, const T: usize>(quads: &[V::I; N], x: *const u8) -> [V::I; T] {
-        // SAFETY: the same contract.
-        unsafe { Q::dots::<V, N, T>(quads, x) }
-    }
-
-    #[inline(always)]
-    unsafe fn quad<V: Vector>(w: *const u8, i: usize) -> V::I {
-        // SAFETY: the same contract.
-        unsafe { Q::quad::<V>(w, i) }
-    }
-}
-
-impl<Q: Quants> Elements for Halves<Q> {
-    const BYTES: usize = Q::BYTES;
-    const HALVES: bool = true;
-
-    #[inline(always)]
-    unsafe fn values<V: Vector>(w: *const u8, i: usize) -> [V::F; 4] {
-        // SAFETY: the same contract.
-        unsafe { Q::values::<V>(w, i) }
-    }
-}
-
-impl<Q: Quants> Quants for Super<Q> {
-    const BITS: u32 = Q::BITS;
-
-    #[inline(always)]
-    unsafe fn dots<V: Vector, const N: usize, const T: usize>(quads: &[V::I; N], x: *const u8) -> [V::I; T] {
-        // SAFETY: the same contract.
-        unsafe { Q::dots::<V, N, T>(quads, x) }
-    }
-
-    #[inline(always)]
-    unsafe fn quad<V: Vector>(w: *const u8, i: usize) -> V::I {
-        // SAFETY: the same contract.
-        unsafe { Q::quad::<V>(w, i) }
-    }
-}
-
-impl<Q: Quants> Elements for Super<Q> {
-    const BYTES: usize = Q::BYTES;
-    const HALVES: bool = Q::HALVES;
-    const SUPER: bool = true;
-
-    #[inline(always)]
-    unsafe fn values<V: Vector>(w: *const u8, i: usize) -> [V::F; 4] {
-        // SAFETY: the same contract.
-        unsafe { Q::values::<V>(w, i) }
-    }
-}
-
-/// The four bytes of each lane as floats.
-#[inline(always)]
-#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
-unsafe fn widen<V: Vector>(quad: V::I) -> [V::F; 4] {
-    let mask = V::splat_i(0xff);
-    [
-        V::from_i32(V::and(quad, mask)),
-        V::from_i32(V::and(V::shr(quad, 8), mask)),
-        V::from_i32(V::and(V::shr(quad, 16), mask)),
-        V::from_i32(V::shr(quad, 24)),
-    ]
-}
-
-impl Elements for F32 {
-    const BYTES: usize = UNIT * LANES * 4;
-    const SCALED: bool = false;
-
-    #[inline(always)]
-    #[expect(unsafe_op_in_unsafe_fn, reason = "Elements' contract")]
-    unsafe fn values<V: Vector>(w: *const u8, i: usize) -> [V::F; 4] {
-        let p = w.cast::<f32>().add(i * 4 * LANES);
-        [V::load(p), V::load(p.add(LANES)), V::load(p.add(2 * LANES)), V::load(p.add(3 * LANES))]
-    }
-}
-
-impl Elements for F16 {
-    const BYTES: usize = UNIT * LANES * 2;
-    const SCALED: bool = false;
-
-    #[inline(always)]
-    #[expect(unsafe_op_in_unsafe_fn, reason = "Elements' contract")]
-    unsafe fn values<V: Vector>(w: *const u8, i: usize) -> [V::F; 4] {
-        let p = w.cast::<u16>().add(i * 4 * LANES);
-        let [a, b, c, d] = [p, p.add(LANES), p.add(2 * LANES), p.add(3 * LANES)];
-        [V::load_f16(a), V::load_f16(b), V::load_f16(c), V::load_f16(d)]
-    }
-}
-
-impl Elements for Bf16 {
-    const BYTES: usize = UNIT * LANES * 2;
-    const SCALED: bool = false;
-
-    #[inline(always)]
-    #[expect(unsafe_op_in_unsafe_fn, reason = "Elements' contract")]
-    unsafe fn values<V: Vector>(w: *const u8, i: usize) -> [V::F; 4] {
-        let [a, b] = [V::load_i(w.add(i * 128)), V::load_i(w.add(i * 128 + 64))];
-        let high = V::splat_i(0xffff_0000_u32 as i32);
-        [
-            V::from_bits(V::shl(a, 16)),
-            V::from_bits(V::and(a, high)),
-            V::from_bits(V::shl(b, 16)),
-            V::from_bits(V::and(b, high)),
-        ]
-    }
-}
-
-/// Scales of a unit, for each half of it.
-#[derive(Clone, Copy)]
-pub(super) struct Scales<V: Vector> {
-    pub scale: [V::F; 2],
-    pub bias: [V::F; 2],
-}
-
-/// The scales of unit `unit` of the group whose scales are at `w`, if the elements have some. The bias of a constant
-/// zero point is `-zero * scale`.
-#[inline(always)]
-#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract; `w` has the scales that the layout says")]
-pub(super) unsafe fn scales<V: Vector, E: Elements>(w: *const u8, layout: &Layout, unit: usize) -> Scales<V> {
-    let mut out = Scales { scale: [V::splat(1.0); 2], bias: [V::splat(0.0); 2] };
-    let t = match layout.meta {
-        Meta::Super if E::SUPER => return sub_scales::<V, E>(w, layout, unit),
-        Meta::Float(t) if E::SCALED => t,
-        _ => return out,
-    };
-    let width = LANES * t.bytes();
-    let factor = V::splat(layout.factor);
-    let mut w = w;
-    for half in 0..if E::HALVES { 2 } else { 1 } {
-        out.scale[half] = V::mul(meta::<V>(t, w), factor);
-        w = w.add(width);
-        out.bias[half] = match layout.zero {
-            Some(zero) => V::mul(out.scale[half], V::splat(-zero)),
-            None => {
-                let stored = V::mul(meta::<V>(t, w), factor);
-                w = w.add(width);
-                stored
-            }
-        };
-    }
-    if !E::HALVES {
-        out = Scales { scale: [out.scale[0]; 2], bias: [out.bias[0]; 2] };
-    }
-    out
-}
-
-/// [`scales`] under super-scales. Half floats times integers of 8 bits are exact in `f32`.
-#[inline(always)]
-#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract; `w` has the scales that the layout says")]
-unsafe fn sub_scales<V: Vector, E: Elements>(w: *const u8, layout: &Layout, unit: usize) -> Scales<V> {
-    let groups = if E::HALVES { 2 } else { 1 };
-    let d = V::load_f16(w.cast());
-    let mut words = w.add(LANES * if layout.zero.is_some() { 2 } else { 4 });
-    let mut out = Scales { scale: [d; 2], bias: [d; 2] };
-    for half in 0..2 {
-        let s = V::from_i32(sub_scale::<V>(words, unit * groups + half % groups));
-        out.scale[half] = V::mul(d, V::sub(s, V::splat(SUB_SCALE_OFFSET)));
-    }
-    match layout.zero {
-        Some(zero) => {
-            for (bias, scale) in out.bias.iter_mut().zip(out.scale) {
-                *bias = V::mul(scale, V::splat(-zero));
-            }
-        }
-        None => {
-            words = words.add(SUPER_UNITS * groups * LANES);
-            let min = V::load_f16(w.cast::<u16>().add(LANES));
-            for half in 0..2 {
-                let m = V::from_i32(sub_scale::<V>(words, unit * groups + half % groups));
-                out.bias[half] = V::neg(V::mul(min, m));
-            }
-        }
-    }
-    out
-}
-
-/// Byte `i` of each row's.
-#[inline(always)]
-#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
-unsafe fn sub_scale<V: Vector>(words: *const u8, i: usize) -> V::I {
-    let word = V::load_i(words.add(i / 4 * 4 * LANES));
-    V::and(V::shr(word, (i % 4 * 8) as u32), V::splat_i(0xff))
-}
-
-/// 16 scales of type `t`.
-#[inline(always)]
-#[expect(unsafe_op_in_unsafe_fn, reason = "Vector's contract, handed on")]
-unsafe fn meta<V: Vector>(t: FloatType, w: *const u8) -> V::F {
-    match t {
-        FloatType::F32 => V::load(w.cast()),
-        FloatType::F16 => V::load_f16(w.cast()),
-        FloatType::BF16 => V::load_bf16(w.cast()),
-    }
 }
 
 /// How a block and a panel of `T` tokens are multiplied.
@@ -437,7 +115,8 @@ impl<Q: Quants> Product for Int8<Q> {
             // token.
             if Q::SUPER || group_units == 1 || !is_wide::<V>() {
                 for u in 0..group_units {
-                    let scales = if Q::SUPER { self::scales::<V, Q>(start, layout, u) } else { scales };
+                    let scales =
+                        if Q::SUPER { super::unit::scales::<V, Q>(start, layout, u) } else { scales };
                     scaled_unit::<V, Q, T>([w, x], &scales, &mut acc);
                     w = w.add(Q::BYTES);
                     x = x.add(T * INT8_BYTES);
@@ -457,17 +136,6 @@ impl<Q: Quants> Product for Int8<Q> {
         }
         acc
     }
-}
-
-/// The quads of the unit at `w`.
-#[inline(always)]
-#[expect(unsafe_op_in_unsafe_fn, reason = "Int8's contract, handed on")]
-pub(super) unsafe fn quads<V: Vector, Q: Quants>(w: *const u8) -> [V::I; QUADS] {
-    let mut quads = [V::splat_i(0); QUADS];
-    for (i, quad) in quads.iter_mut().enumerate() {
-        *quad = Q::quad::<V>(w, i);
-    }
-    quads
 }
 
 /// Asks for the unit that is read some units later.
@@ -532,6 +200,58 @@ unsafe fn shared_unit<V: Vector, Q: Quants, const T: usize>(
     }
 }
 
+/// [`Int8`] of one token where registers are few, for all blocks of a tile: scales are loaded when they are needed, by
+/// instructions that are known beforehand.
+struct Alone<'a, Q, G> {
+    tile: Tile<'a>,
+    kinds: PhantomData<(Q, G)>,
+}
+
+impl<Q: Quants, G: Group> Kernel for Alone<'_, Q, G> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(unsafe_op_in_unsafe_fn, reason = "`multiply` has checked the tile for these elements")]
+    unsafe fn run<V: Vector>(self) {
+        let Tile { blocks, layout, x: token, out, .. } = self.tile;
+        let group_units = layout.group_units();
+        for (block, out) in blocks.chunks_exact(layout.block_bytes()).zip(out) {
+            let (mut w, mut x) = (block.as_ptr(), token.as_ptr());
+            let mut acc = V::splat(0.0);
+            for _ in 0..layout.units / group_units {
+                let group = w;
+                w = w.add(G::BYTES);
+                for _ in 0..group_units {
+                    ask_ahead::<V, Q>(w);
+                    let [dot] = Q::dots::<V, _, 1>(&quads::<V, Q>(w), x);
+                    let [scale, bias] = G::load::<V>(group, layout);
+                    let [factor, sum] = x.add(UNIT).cast::<[f32; 2]>().read_unaligned().map(|x| V::splat(x));
+                    acc = V::fma(V::mul(scale, factor), V::from_i32(dot), acc);
+                    acc = V::fma(bias, sum, acc);
+                    w = w.add(Q::BYTES);
+                    x = x.add(INT8_BYTES);
+                }
+            }
+            V::store(out.as_mut_ptr(), acc);
+        }
+    }
+}
+
+/// Chooses [`Alone`] for the groups of the tile, or [`Int8`].
+struct One8<'a, V, Q>(Tile<'a>, PhantomData<(V, Q)>);
+
+impl<V: Vector, Q: Quants> WithGroup for One8<'_, V, Q> {
+    fn with<G: Group>(self) {
+        // SAFETY: the table was handed out after detection; `multiply` has checked sizes for these elements.
+        unsafe { V::call(Alone::<Q, G> { tile: self.0, kinds: PhantomData }) }
+    }
+
+    fn without(self) {
+        // SAFETY: as above.
+        unsafe { each::<V, Int8<Q>, 1>(self.0) }
+    }
+}
+
 /// Products of `f32` activations and the weights' exact values.
 struct Exact<E>(PhantomData<E>);
 
@@ -571,7 +291,7 @@ unsafe fn exact_sums<V: Vector, E: Elements, const N: usize>(
         w = w.add(meta_bytes);
         for u in 0..group_units {
             if E::SUPER {
-                scales = self::scales::<V, E>(start, layout, u);
+                scales = super::unit::scales::<V, E>(start, layout, u);
             }
             if layout.zero.is_some() {
                 // Subtracted from the codes instead, which rounds once.
@@ -661,31 +381,6 @@ pub(super) fn multiply<V: Vector>(tile: Tile<'_>) {
     }
 }
 
-/// Something for any integers.
-pub(super) trait WithQuants {
-    /// For these.
-    fn with<Q: Quants>(self);
-}
-
-/// Calls `f` with the integers of `layout`, which has some.
-pub(super) fn of_quants(layout: &Layout, f: impl WithQuants) {
-    let halves = layout.group < UNIT;
-    match layout.codes {
-        Codes::Float(_) => unreachable!("floats are no integers"),
-        Codes::E2M1 if halves => f.with::<Halves<Fp4>>(),
-        Codes::E2M1 => f.with::<Fp4>(),
-        Codes::Bits(4) if layout.meta == Meta::Super => f.with::<Super<Bits<4>>>(),
-        Codes::Bits(5) if layout.meta == Meta::Super => f.with::<Super<Bits<5>>>(),
-        Codes::Bits(6) if layout.meta == Meta::Super => f.with::<Super<Halves<Bits<6>>>>(),
-        Codes::Bits(2) => f.with::<Bits<2>>(),
-        Codes::Bits(3) => f.with::<Bits<3>>(),
-        Codes::Bits(4) => f.with::<Bits<4>>(),
-        Codes::Bits(5) => f.with::<Bits<5>>(),
-        Codes::Bits(6) => f.with::<Bits<6>>(),
-        Codes::Bits(_) => f.with::<Bits<8>>(),
-    }
-}
-
 struct Multiply<'a, V>(Tile<'a>, PhantomData<V>);
 
 impl<V: Vector> WithQuants for Multiply<'_, V> {
@@ -700,6 +395,10 @@ fn quants<V: Vector, Q: Quants>(tile: Tile<'_>) {
         return exact::<V, Q>(tile);
     }
     assert_eq!(tile.panel, Panel::Int8, "integers meet integers");
+    if tile.slots == 1 && !is_wide::<V>() {
+        let layout = tile.layout;
+        return of_groups(layout, One8::<V, Q>(tile, PhantomData));
+    }
     // SAFETY: the table was handed out after detection; `multiply` has checked sizes for these elements.
     unsafe {
         match tile.slots {

@@ -24,6 +24,7 @@ pub(crate) mod slabs;
     expect(dead_code, reason = "no other table has tile registers so far")
 )]
 pub(crate) mod tiles;
+mod unit;
 pub(crate) mod vector;
 
 use vector::Vector;

@@ -7,10 +7,9 @@
 use std::arch::x86_64::*;
 
 use super::avx2::{Avx2, Fours, dot, opaque};
-use super::matmul::{
-    MAX_TOKENS, QUADS, Quants, SLAB_TOKENS, Scales, Tile, WithQuants, of_quants, quads, scales,
-};
+use super::matmul::{MAX_TOKENS, SLAB_TOKENS, Tile};
 use super::panel::{INT8_BYTES, Panel};
+use super::unit::{QUADS, Quants, Scales, WithQuants, of_quants, quads, scales};
 use super::vector::{LANES, Vector as _};
 use crate::cpu::packed::{Layout, UNIT};
 

@@ -6,7 +6,7 @@
 
 use rillm_quant::FloatType;
 
-use super::matmul::{Elements, Quants, WithQuants, of_quants, scales};
+use super::unit::{Elements, Quants, WithQuants, of_quants, scales};
 use super::vector::{Kernel, LANES, Vector};
 use crate::cpu::matmul::Residual;
 use crate::cpu::packed::{Codes, Layout, UNIT};
@@ -158,7 +158,7 @@ impl<E: Elements> Kernel for Expand<'_, E> {
             w = w.add(meta_bytes);
             for u in 0..group_units.min(units.end - unit) {
                 if E::SUPER {
-                    scales = super::matmul::scales::<V, E>(start, layout, u);
+                    scales = super::unit::scales::<V, E>(start, layout, u);
                 }
                 for line in 0..E::BYTES.div_ceil(64) {
                     V::prefetch(w.wrapping_offset(next).wrapping_add(line * 64));
