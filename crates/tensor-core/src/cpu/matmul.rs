@@ -30,8 +30,10 @@ const PANELS_IN_CACHE: usize = 1 << 20;
 /// Bytes of weights of one task, at most, so that threads finish together. A thread that changes places more often
 /// than this reads slower: what the processor fetches ahead is lost.
 const TASK_BYTES: usize = 512 << 10;
-/// Results of a run of a kernel, for 16 rows each: of one token, and of several.
-const SUMS: [usize; 2] = [16, 8 * MAX_TOKENS];
+/// Results of a run of a kernel, for 16 rows each.
+const SUMS: usize = 8 * MAX_TOKENS;
+/// The same where there is one token.
+const TOKEN_SUMS: usize = 16;
 /// Tasks for each thread, if the matrices are small.
 const TASKS: usize = 4;
 
@@ -252,21 +254,41 @@ impl Product<'_> {
         if let Some(slabs) = self.slabs(ctx, part) {
             self.run_slabs([slabs, ctx.kernels.multiply], task, x.bytes(), out);
         } else if self.t == 1 {
-            self.run_panels::<{ SUMS[0] }>(ctx, task, (panel, x.bytes()), out);
+            self.run_token(ctx, task, (panel, x.bytes()), out);
         } else {
-            self.run_panels::<{ SUMS[1] }>(ctx, task, (panel, x.bytes()), out);
+            self.run_panels(ctx, task, (panel, x.bytes()), out);
         }
         Ok(())
     }
 
-    /// [`run`](Self::run) panel by panel of `x`, with `SUMS` results at a time.
-    fn run_panels<const SUMS: usize>(
-        &self,
-        ctx: &Context<'_>,
-        task: &Task,
-        (panel, x): (Panel, &[u8]),
-        out: &Out<'_>,
-    ) {
+    /// [`run`](Self::run) of the only token: its results lie one after the other.
+    fn run_token(&self, ctx: &Context<'_>, task: &Task, (panel, x): (Panel, &[u8]), out: &Out<'_>) {
+        let part = &self.parts[task.part];
+        let layout = part.layout();
+        let x = &x[..layout.units * panel.unit_bytes()];
+        let multiply = |blocks: Range<usize>, out: &mut [[f32; LANES]]| {
+            (ctx.kernels.multiply)(Tile { blocks: part.run(blocks), layout, panel, slots: 1, x, out });
+        };
+        let rows = task.blocks.start * LANES..part.rows().min(task.blocks.end * LANES);
+        // SAFETY: see `multiply`.
+        let results = unsafe { out.row([0, task.column + rows.start], rows.len()) };
+        if out.is_plain()
+            && let (whole, []) = results.as_chunks_mut()
+        {
+            return multiply(task.blocks.clone(), whole);
+        }
+        let mut sums = [[0.0; LANES]; TOKEN_SUMS];
+        let starts = task.blocks.clone().step_by(TOKEN_SUMS);
+        for (from, results) in starts.zip(results.chunks_mut(TOKEN_SUMS * LANES)) {
+            let blocks = from..task.blocks.end.min(from + TOKEN_SUMS);
+            let sums = &mut sums[..blocks.len()];
+            multiply(blocks, sums);
+            out.take(task.column + from * LANES, sums.as_flattened_mut(), results);
+        }
+    }
+
+    /// [`run`](Self::run) panel by panel of `x`.
+    fn run_panels(&self, ctx: &Context<'_>, task: &Task, (panel, x): (Panel, &[u8]), out: &Out<'_>) {
         let part = &self.parts[task.part];
         let layout = part.layout();
         let token_bytes = layout.units * panel.unit_bytes();
@@ -319,6 +341,22 @@ impl Out<'_> {
     unsafe fn row(&self, [t, column]: [usize; 2], n: usize) -> &mut [f32] {
         // SAFETY: the caller's contract.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(t * self.stride + column), n) }
+    }
+
+    /// Whether results are the sums alone.
+    fn is_plain(&self) -> bool {
+        self.epilogue.bias.is_none() && self.epilogue.residual == Residual::None
+    }
+
+    /// Takes `sums`, as many as there are `results`, as those of a token from column `column` on.
+    fn take(&self, column: usize, sums: &mut [f32], results: &mut [f32]) {
+        if let Some(bias) = self.epilogue.bias {
+            sums.iter_mut().zip(&bias[column..]).for_each(|(y, b)| *y += b);
+        }
+        match self.epilogue.residual {
+            Residual::None => results.copy_from_slice(&sums[..results.len()]),
+            Residual::InPlace => results.iter_mut().zip(sums).for_each(|(to, y)| *to += *y),
+        }
     }
 
     /// Takes the first `n` of `sums` as results of token `t` from column `column` on.

@@ -200,8 +200,8 @@ unsafe fn shared_unit<V: Vector, Q: Quants, const T: usize>(
     }
 }
 
-/// [`Int8`] of one token where registers are few, for all blocks of a tile: scales are loaded when they are needed, by
-/// instructions that are known beforehand.
+/// [`Int8`] of one token, for all blocks of a tile: scales are loaded when they are needed, by instructions that are known
+/// beforehand.
 struct Alone<'a, Q, G> {
     tile: Tile<'a>,
     kinds: PhantomData<(Q, G)>,
@@ -217,30 +217,41 @@ impl<Q: Quants, G: Group> Kernel for Alone<'_, Q, G> {
         let group_units = layout.group_units();
         for (block, out) in blocks.chunks_exact(layout.block_bytes()).zip(out) {
             let (mut w, mut x) = (block.as_ptr(), token.as_ptr());
-            let mut acc = V::splat(0.0);
+            let mut acc = [V::splat(0.0)];
             for _ in 0..layout.units / group_units {
                 let group = w;
                 w = w.add(G::BYTES);
-                for _ in 0..group_units {
-                    ask_ahead::<V, Q>(w);
-                    let [dot] = Q::dots::<V, _, 1>(&quads::<V, Q>(w), x);
+                if group_units == 1 || !is_wide::<V>() {
+                    for _ in 0..group_units {
+                        ask_ahead::<V, Q>(w);
+                        let [dot] = Q::dots::<V, _, 1>(&quads::<V, Q>(w), x);
+                        let [scale, bias] = G::load::<V>(group, layout);
+                        let [factor, sum] = x.add(UNIT).cast::<[f32; 2]>().read_unaligned();
+                        acc[0] = V::fma(V::mul(scale, V::splat(factor)), V::from_i32(dot), acc[0]);
+                        acc[0] = V::fma(bias, V::splat(sum), acc[0]);
+                        w = w.add(Q::BYTES);
+                        x = x.add(INT8_BYTES);
+                    }
+                } else {
                     let [scale, bias] = G::load::<V>(group, layout);
-                    let [factor, sum] = x.add(UNIT).cast::<[f32; 2]>().read_unaligned().map(|x| V::splat(x));
-                    acc = V::fma(V::mul(scale, factor), V::from_i32(dot), acc);
-                    acc = V::fma(bias, sum, acc);
-                    w = w.add(Q::BYTES);
-                    x = x.add(INT8_BYTES);
+                    let mut part = [V::splat(0.0)];
+                    for _ in 0..group_units {
+                        shared_unit::<V, Q, 1>([w, x], bias, &mut acc, &mut part);
+                        w = w.add(Q::BYTES);
+                        x = x.add(INT8_BYTES);
+                    }
+                    acc[0] = V::fma(scale, part[0], acc[0]);
                 }
             }
-            V::store(out.as_mut_ptr(), acc);
+            V::store(out.as_mut_ptr(), acc[0]);
         }
     }
 }
 
-/// Chooses [`Alone`] for the groups of the tile, or [`Int8`].
-struct One8<'a, V, Q>(Tile<'a>, PhantomData<(V, Q)>);
+/// Chooses [`Alone`] for the groups of a tile, or [`Int8`] block by block.
+struct OfToken<'a, V, Q>(Tile<'a>, PhantomData<(V, Q)>);
 
-impl<V: Vector, Q: Quants> WithGroup for One8<'_, V, Q> {
+impl<V: Vector, Q: Quants> WithGroup for OfToken<'_, V, Q> {
     fn with<G: Group>(self) {
         // SAFETY: the table was handed out after detection; `multiply` has checked sizes for these elements.
         unsafe { V::call(Alone::<Q, G> { tile: self.0, kinds: PhantomData }) }
@@ -395,14 +406,13 @@ fn quants<V: Vector, Q: Quants>(tile: Tile<'_>) {
         return exact::<V, Q>(tile);
     }
     assert_eq!(tile.panel, Panel::Int8, "integers meet integers");
-    if tile.slots == 1 && !is_wide::<V>() {
+    if tile.slots == 1 {
         let layout = tile.layout;
-        return of_groups(layout, One8::<V, Q>(tile, PhantomData));
+        return of_groups(layout, OfToken::<V, Q>(tile, PhantomData));
     }
     // SAFETY: the table was handed out after detection; `multiply` has checked sizes for these elements.
     unsafe {
         match tile.slots {
-            1 => each::<V, Int8<Q>, 1>(tile),
             2 => each::<V, Int8<Q>, 2>(tile),
             4 => each::<V, Int8<Q>, 4>(tile),
             8 => each::<V, Int8<Q>, 8>(tile),
