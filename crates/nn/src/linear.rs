@@ -1,7 +1,7 @@
 //! Projections: one matrix, or several that read the same input and run as one.
 
 use rillm_quant::RawTensor;
-use rillm_tensor_core::{Backend, Input};
+use rillm_tensor_core::{Activation, Backend, Input};
 
 use crate::{Error, Result, Weights};
 
@@ -60,6 +60,14 @@ impl<B: Backend> Linear<B> {
     /// Those of the backend.
     pub fn forward(&self, be: &B, x: Input<'_, B>, residual: Option<B::Tensor>) -> Result<B::Tensor> {
         Ok(be.project(x, &self.weight, self.bias.as_ref(), residual)?)
+    }
+
+    /// The first half of the outputs through `act`, times the second: `[t, out / 2]`, if the backend gates at once.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn forward_gated(&self, be: &B, x: Input<'_, B>, act: Activation) -> Result<Option<B::Tensor>> {
+        Ok(be.project_gated(x, &self.weight, self.bias.as_ref(), act)?)
     }
 
     /// Bytes that one pass reads.

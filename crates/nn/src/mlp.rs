@@ -94,6 +94,12 @@ fn learned<B: Backend>(w: &Weights<'_, B>, act: Activation) -> Result<Activation
 
 impl<B: Backend> Mixer<B> for Mlp<B> {
     fn mix(&self, be: &B, x: Input<'_, B>, _: &Pass<'_, B>, _: &mut [SequenceCache<B>]) -> Result<B::Tensor> {
+        if self.spec.kind == MlpKind::Gated
+            && self.factors.is_none()
+            && let Some(h) = self.up.forward_gated(be, x, self.spec.act)?
+        {
+            return Ok(h);
+        }
         let h = self.up.forward(be, x, None)?;
         match &self.factors {
             Some(factors) => Ok(be.scale_cols(h, factors)?),
@@ -105,6 +111,8 @@ impl<B: Backend> Mixer<B> for Mlp<B> {
         let act = self.spec.act;
         let plain;
         let inner = match self.spec.kind {
+            // As `mix` left it: gated already, or gates and what they open.
+            MlpKind::Gated if be.shape(&h)[1] == self.spec.hidden => Input::Rows(&h),
             MlpKind::Gated => Input::Gated { act, gate_up: &h },
             MlpKind::Plain => {
                 plain = be.activate(act, h)?;

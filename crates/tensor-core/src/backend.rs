@@ -196,6 +196,17 @@ pub trait Backend: Clone + Debug + Send + Sized + 'static {
     ) -> Result<Self::Tensor> {
         project_in_parts(self, input, w, bias, residual)
     }
+    /// [`gate`](Self::gate) of the halves of [`linear`](Self::linear) of what `input` stands for: `[t, out / 2]`; `None` if
+    /// the backend prefers to gate what the next projection reads ([`Input::Gated`]).
+    fn project_gated(
+        &self,
+        _input: Input<'_, Self>,
+        _w: &Self::Weight,
+        _bias: Option<&Self::Weight>,
+        _act: Activation,
+    ) -> Result<Option<Self::Tensor>> {
+        Ok(None)
+    }
     /// [`write_rows`](Self::write_rows) of keys, rotated if they say so.
     fn write_keys(
         &self,

@@ -2,6 +2,7 @@
 //! The arithmetic is in `kernels/matmul.rs`; for many tokens in `kernels/slabs.rs` or `kernels/tiles.rs`, where a table has
 //! them.
 
+mod gated;
 mod many;
 mod panels;
 mod slabs;
@@ -12,6 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rillm_quant::FloatType;
 
+use self::gated::Gate;
 pub(crate) use self::many::{Along, Job, many};
 use self::panels::build;
 use super::arena::{Arena, Piece};
@@ -23,7 +25,7 @@ use super::packed::{Codes, Packed};
 use super::rows::RowsMut;
 use super::source::Source;
 use super::threads::Threads;
-use crate::{Error, Result};
+use crate::{Activation, Error, Result};
 
 /// Bytes of panels that are multiplied before the next ones: about half of a second-level cache.
 const PANELS_IN_CACHE: usize = 1 << 20;
@@ -143,13 +145,47 @@ pub(crate) fn linear(
     epilogue: Epilogue<'_>,
     out: RowsMut<'_>,
 ) -> Result<()> {
-    let width: usize = parts.iter().map(Packed::rows).sum();
+    product(ctx, source, (parts, None), epilogue, out)
+}
+
+/// Whether [`gated`] takes `parts` for `t` tokens: they are such a pair, and the tokens are not so few that reading weights
+/// is what takes time, which goes best in the order of memory, the one part's after the other's.
+pub(crate) fn gates(parts: &[Packed], t: usize) -> bool {
+    t > MAX_TOKENS && matches!(parts, [a, b] if a.rows() == b.rows() && a.layout() == b.layout())
+}
+
+/// `out = act(source @ parts[0]ᵀ + bias[..n]) * (source @ parts[1]ᵀ + bias[n..])`, for `source: [t, in]`, two parts
+/// `[n, in]`, `bias: [2 n]`, `out: [t, n]`, where [`gates`] says so.
+///
+/// # Errors
+/// Those of [`linear`].
+pub(crate) fn gated(
+    ctx: &Context<'_>,
+    source: &Source<'_>,
+    (parts, act): (&[Packed], Activation),
+    bias: Option<&[f32]>,
+    out: RowsMut<'_>,
+) -> Result<()> {
+    assert!(gates(parts, source.shape()[0]), "a pair, and tokens enough");
+    let epilogue = Epilogue { bias, residual: Residual::None };
+    product(ctx, source, (parts, Some(Gate(act))), epilogue, out)
+}
+
+fn product(
+    ctx: &Context<'_>,
+    source: &Source<'_>,
+    (parts, gate): (&[Packed], Option<Gate>),
+    epilogue: Epilogue<'_>,
+    out: RowsMut<'_>,
+) -> Result<()> {
+    let all: usize = parts.iter().map(Packed::rows).sum();
+    let width = if gate.is_some() { all / 2 } else { all };
     let [t, cols] = source.shape();
     if let Some(part) = parts.iter().find(|p| p.cols() != cols) {
         return Err(shape([t, cols], [t, part.cols()]));
     }
-    if let Some(bias) = epilogue.bias.filter(|b| b.len() != width) {
-        return Err(shape([1, bias.len()], [1, width]));
+    if let Some(bias) = epilogue.bias.filter(|b| b.len() != all) {
+        return Err(shape([1, bias.len()], [1, all]));
     }
     let fits = out.stride >= out.cols && out.data.len() >= span(out.rows, out.cols, out.stride);
     if !fits || [out.rows, out.cols] != [t, width] {
@@ -167,7 +203,7 @@ pub(crate) fn linear(
             panels[panel as usize] = Some(build(ctx, panel, source)?);
         }
     }
-    let done = multiply(ctx, &Product { parts, epilogue, panels: &panels, t }, out);
+    let done = multiply(ctx, &Product { parts, gate, epilogue, panels: &panels, t }, out);
     panels.into_iter().flatten().for_each(|b| ctx.scratch.give(b));
     done
 }
@@ -179,13 +215,16 @@ fn shape(got: [usize; 2], want: [usize; 2]) -> Error {
 /// What is multiplied.
 struct Product<'a> {
     parts: &'a [Packed],
+    /// Whether the first part is the second's gate.
+    gate: Option<Gate>,
     epilogue: Epilogue<'a>,
     /// One of each kind that a part calls for.
     panels: &'a [Option<Piece>; PANELS],
     t: usize,
 }
 
-/// Row blocks of one part and some tokens, for one thread.
+/// Row blocks of one part, or of a gate and what it opens, and some tokens, for one thread.
+#[derive(Clone)]
 struct Task {
     part: usize,
     /// Column of the result where the part starts.
@@ -204,16 +243,23 @@ impl Product<'_> {
     /// Blocks and tokens of a task of `part`.
     fn size_of_task(&self, ctx: &Context<'_>, part: &Packed) -> [usize; 2] {
         let threads = ctx.threads.count();
-        let blocks = || self.parts.iter().map(Packed::blocks).sum::<usize>();
+        let blocks = || self.leading().iter().map(Packed::blocks).sum::<usize>();
+        // A block of a gate brings another.
+        let bring = if self.gate.is_some() { 2 } else { 1 };
         if ctx.precision.panel(part.layout().codes, ctx.kernels, self.t) == Panel::Tiles {
-            return [tiled::blocks_of_task(blocks() / (TASKS * threads)), self.t];
+            return [tiled::blocks_of_task(blocks() / (TASKS * threads), bring), self.t];
         }
         if self.slabs(ctx, part).is_some() {
             return slabs::task([blocks(), self.t], threads);
         }
         let total: usize = self.parts.iter().map(Packed::bytes).sum();
         let bytes = (total / (TASKS * threads)).min(TASK_BYTES);
-        [(bytes / part.layout().block_bytes().max(1)).max(1), self.t]
+        [(bytes / (bring * part.layout().block_bytes()).max(1)).max(1), self.t]
+    }
+
+    /// The parts that tasks are of: a gate leads what it opens.
+    fn leading(&self) -> &[Packed] {
+        if self.gate.is_some() { &self.parts[..1] } else { self.parts }
     }
 
     fn tasks(&self, ctx: &Context<'_>) -> usize {
@@ -221,13 +267,13 @@ impl Product<'_> {
             let [blocks, tokens] = self.size_of_task(ctx, part);
             part.blocks().div_ceil(blocks) * self.t.div_ceil(tokens)
         };
-        self.parts.iter().map(tasks).sum()
+        self.leading().iter().map(tasks).sum()
     }
 
     /// Task number `index`.
     fn task(&self, ctx: &Context<'_>, mut index: usize) -> Option<Task> {
         let mut column = 0;
-        for (part, packed) in self.parts.iter().enumerate() {
+        for (part, packed) in self.leading().iter().enumerate() {
             let (all, [blocks, tokens]) = (packed.blocks(), self.size_of_task(ctx, packed));
             let ranges = self.t.div_ceil(tokens);
             let tasks = all.div_ceil(blocks) * ranges;
@@ -395,7 +441,11 @@ fn multiply(ctx: &Context<'_>, product: &Product<'_>, out: RowsMut<'_>) -> Resul
     let failed: Mutex<Option<Error>> = Mutex::new(None);
     ctx.threads.run(product.tasks(ctx), &|index| {
         let Some(task) = product.task(ctx, index) else { return };
-        if let Err(error) = product.run(ctx, &task, &out) {
+        let done = match product.gate {
+            Some(gate) => product.run_gated(ctx, gate, &task, &out),
+            None => product.run(ctx, &task, &out),
+        };
+        if let Err(error) = done {
             *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         }
     });

@@ -567,6 +567,28 @@ impl Backend for Cpu {
         Ok(y)
     }
 
+    fn project_gated(
+        &self,
+        input: Input<'_, Self>,
+        w: &CpuWeight,
+        bias: Option<&CpuWeight>,
+        act: Activation,
+    ) -> Result<Option<CpuTensor>> {
+        let matrices = w.matrices("linear")?;
+        let source = self.source(&input)?;
+        let bias = bias.map(|b| b.vector("linear bias")).transpose()?;
+        let [out, _] = dims(matrices);
+        let t = source.shape()[0];
+        if !matmul::gates(matrices, t) {
+            return Ok(None);
+        }
+        let mut y = self.alloc(t, out / 2)?;
+        if let Some(target) = y.view_mut() {
+            matmul::gated(&self.context(), &source, (matrices, act), bias, target)?;
+        }
+        Ok(Some(y))
+    }
+
     fn write_keys(
         &self,
         dst: &mut CpuTensor,

@@ -83,7 +83,7 @@ fn multiply(
         .map(|(job, panels)| {
             let epilogue = Epilogue { bias: job.bias, residual: Residual::None };
             let t = job.source.shape()[0];
-            let product = Product { parts: job.parts, epilogue, panels, t };
+            let product = Product { parts: job.parts, gate: None, epilogue, panels, t };
             let out = Out { data: data.wrapping_add(at), stride, epilogue };
             at += match along {
                 Along::Rows => t * stride,

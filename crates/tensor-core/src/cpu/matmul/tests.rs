@@ -4,7 +4,8 @@
 use rillm_quant::{FloatType, Format};
 
 use super::tiled;
-use super::{Context, Epilogue, Precision, Residual, Scratch, linear};
+use super::{Context, Epilogue, Precision, Residual, Scratch, gated, gates, linear};
+use crate::Activation;
 use crate::cpu::arena::Arena;
 use crate::cpu::kernels::tiles::reference::TILED;
 use crate::cpu::kernels::{Kernels, available, best, by_name};
@@ -126,6 +127,43 @@ fn exact_is_the_same_for_any_batch_and_threads_and_table() {
             for t in [1, 2, 3, 5, 8, 17] {
                 let got = case.run(kernels, Precision::Exact, 1, [3, t]);
                 assert_eq!(got, want[3 * width..][..t * width], "{} {format}, {t} tokens", kernels.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gated_pair_is_the_gate_of_the_results_of_both() {
+    const TOKENS: usize = 150;
+    let act = Activation::Silu;
+    for format in formats() {
+        let (rows, cols) = (70, *cols_of(format).last().unwrap());
+        let mut case = Case::new(&[format], rows, cols);
+        let opened = random(format, rows, cols, 77);
+        case.weights.extend(opened.decode().unwrap().chunks(cols).map(<[f32]>::to_vec));
+        let one = Threads::new(1).unwrap();
+        case.parts.push(Packed::new(&opened, &Arena::default(), best(), &one).unwrap());
+        let mut noise = Noise(4);
+        case.bias = (0..2 * rows).map(|_| noise.float()).collect();
+        case.x = (0..TOKENS * cols).map(|_| noise.float()).collect();
+        for (kernels, precision) in
+            tables().flat_map(|kernels| [(kernels, Precision::Fast), (kernels, Precision::Exact)])
+        {
+            for (threads, t) in [(1, TOKENS), (2, TOKENS), (2, 17), (3, 9)] {
+                let both = case.run(kernels, precision, threads, [0, t]);
+                let mut want = vec![0.0; t * rows];
+                for (both, want) in both.chunks(2 * rows).zip(want.chunks_mut(rows)) {
+                    (kernels.elementwise.gate)(act, &both[..rows], &both[rows..], want);
+                }
+                let (threads, scratch) = (Threads::new(threads).unwrap(), Scratch::default());
+                let ctx = Context { kernels, threads: &threads, precision, scratch: &scratch };
+                let x = Rows { data: &case.x, rows: t, cols, stride: cols };
+                let mut got = vec![f32::NAN; t * rows];
+                let out = RowsMut { data: &mut got, rows: t, cols: rows, stride: rows };
+                let parts = &case.parts[..];
+                assert!(gates(parts, t) && !gates(parts, 1) && !gates(&parts[1..], t));
+                gated(&ctx, &Source::Rows(x), (parts, act), Some(&case.bias), out).unwrap();
+                assert_eq!(got, want, "{} {format} {precision:?}, {t} tokens", kernels.name);
             }
         }
     }

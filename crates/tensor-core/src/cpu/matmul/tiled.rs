@@ -15,9 +15,9 @@ const BLOCKS: usize = 16;
 /// Bytes of the sums of a tile of tokens and a block.
 const SUMS: usize = LANES * LANES * size_of::<f32>();
 
-/// Blocks of a task, if `share` of them are a fair share.
-pub(super) fn blocks_of_task(share: usize) -> usize {
-    share.clamp(1, BLOCKS).next_multiple_of(2)
+/// Blocks of a task, if `share` of them are a fair share, and each stands for `bring`.
+pub(super) fn blocks_of_task(share: usize, bring: usize) -> usize {
+    share.clamp(1, BLOCKS / bring).next_multiple_of(2)
 }
 
 impl Product<'_> {
