@@ -423,9 +423,20 @@ fn projections<B: Backend>(be: &B, random: &mut Random, tol: Tolerance) {
             // Merged parts in two formats.
             let parts = [format, Format::Float(FloatType::F32)].map(|f| matrix(random, f, out, d));
             let (packed, bias) = (be.prepare(&parts).unwrap(), vector(be, &random.values(2 * out, 1.0)));
+            let pair = [0, 1].map(|_| matrix(random, format, out, d));
+            let pair = be.prepare(&pair).unwrap();
             let residual = random.values(t * 2 * out, 2.0);
             for (input, x) in cases {
                 let label = format!("{}: {input:?}, {t} rows, {format}", be.name());
+                if let Some(got) = be.project_gated(input, &pair, Some(&bias), Activation::Silu).unwrap() {
+                    let both = be.linear(&x, &pair, Some(&bias)).unwrap();
+                    let [gate, up] = be.split_cols(both, [out; 2]).unwrap();
+                    let wanted = be.gate(Activation::Silu, gate, &up).unwrap();
+                    assert_eq!(be.shape(&got), [t, out]);
+                    for (got, wanted) in values(be, &got).iter().zip(values(be, &wanted)) {
+                        close(*got, f64::from(wanted), tol.fused, &label);
+                    }
+                }
                 let y = be.linear(&x, &packed, Some(&bias)).unwrap();
                 let h = tensor(be, &residual, 2 * out);
                 let wanted = be.add(h.clone(), &y).unwrap();
@@ -662,6 +673,21 @@ fn cpu_fast() {
 fn default_bodies() {
     for (precision, tolerance) in [(Precision::Exact, EXACT), (Precision::Fast, FAST)] {
         conformance(&Plain(Cpu::builder().precision(precision).build().unwrap()), tolerance);
+    }
+}
+
+#[test]
+fn cpu_gates_prompts_at_once() {
+    let be = Cpu::new().unwrap();
+    let pair = be.prepare(&[0, 1].map(|_| matrix(&mut Random(7), Format::Q8_0, 5, 32))).unwrap();
+    let gated = |rows: usize, cols: usize, bias: &[f32]| {
+        let (x, bias) = (tensor(&be, &vec![1.0; rows * cols], cols), vector(&be, bias));
+        be.project_gated(Input::Rows(&x), &pair, Some(&bias), Activation::Silu)
+    };
+    assert!(gated(20, 32, &[0.0; 10]).unwrap().is_some(), "a prompt");
+    assert!(gated(1, 32, &[0.0; 10]).unwrap().is_none(), "a token");
+    for wrong in [gated(20, 64, &[0.0; 10]), gated(20, 32, &[0.0; 5])] {
+        assert!(matches!(wrong, Err(Error::Shape { .. })), "{wrong:?}");
     }
 }
 
