@@ -98,7 +98,7 @@ unsafe impl Send for Shared {}
 struct Pace {
     /// Until when, after a stall.
     alone_until: Option<Instant>,
-    /// For how long after the last stall.
+    /// For how long after the last stall that made it so.
     alone_for: Duration,
     /// When the last stall, and what work alone followed it, ended.
     paired_since: Option<Instant>,
@@ -136,7 +136,7 @@ impl Threads {
             panic: Mutex::new(None),
             left: (Mutex::new(()), Condvar::new()),
         });
-        let pace = Mutex::new(Pace { alone_until: None, alone_for: ALONE[0], paired_since: None });
+        let pace = Mutex::new(Pace { alone_until: None, alone_for: Duration::ZERO, paired_since: None });
         let mut threads = Self { shared, workers: Vec::with_capacity(workers), pace };
         for i in 0..workers {
             let shared = Arc::clone(&threads.shared);
@@ -231,14 +231,15 @@ impl Drop for Threads {
 
 impl Pace {
     /// After a stall that lost so much and ends `now`: sets the caller to work alone if stalls cost more than the workers
-    /// give, longer each time if they follow one another.
+    /// give, longer each time, until one costs less.
     fn stalled(&mut self, now: Instant, lost: Duration) {
         let since = self.paired_since.replace(now);
         let paired = since.map_or(Duration::MAX, |since| now.saturating_duration_since(since + lost));
         if lost < paired / BEARABLE {
+            self.alone_for /= 2;
             return;
         }
-        self.alone_for = if paired < lost { (2 * self.alone_for).min(ALONE[1]) } else { ALONE[0] };
+        self.alone_for = (2 * self.alone_for).clamp(ALONE[0], ALONE[1]);
         self.alone_until = Some(now + self.alone_for);
         self.paired_since = self.alone_until;
     }
@@ -562,7 +563,7 @@ mod tests {
 
     #[test]
     fn the_caller_works_alone_after_stalls_for_longer_each_time() {
-        let mut pace = Pace { alone_until: None, alone_for: ALONE[0], paired_since: None };
+        let mut pace = Pace { alone_until: None, alone_for: Duration::ZERO, paired_since: None };
         let (mut now, stall) = (Instant::now(), Duration::from_millis(3));
         // The first one, and some that are far apart.
         for _ in 0..4 {
@@ -579,10 +580,14 @@ mod tests {
             assert_eq!(pace.alone_for, Duration::from_millis(wanted));
             assert_eq!(pace.alone_until, Some(now + pace.alone_for));
         }
-        // A stall a while after the last one counts as the first.
+        // A while without a stall is no reason to forget if the next one costs more than it gave; else half is forgiven.
         now = pace.alone_until.unwrap_or(now) + 3 * stall;
         pace.stalled(now, stall);
-        assert_eq!(pace.alone_for, ALONE[0]);
+        assert_eq!(pace.alone_for, ALONE[1]);
+        let alone_until = pace.alone_until;
+        now = alone_until.unwrap_or(now) + (BEARABLE + 2) * stall;
+        pace.stalled(now, stall);
+        assert_eq!((pace.alone_for, pace.alone_until), (ALONE[1] / 2, alone_until));
     }
 
     #[test]
