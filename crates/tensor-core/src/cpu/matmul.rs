@@ -9,7 +9,9 @@ mod slabs;
 mod tiled;
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rillm_quant::FloatType;
 
@@ -24,7 +26,7 @@ use super::kernels::vector::LANES;
 use super::packed::{Codes, Packed};
 use super::rows::RowsMut;
 use super::source::Source;
-use super::threads::Threads;
+use super::threads::{Padded, Threads};
 use crate::{Activation, Error, Result};
 
 /// Bytes of panels that are multiplied before the next ones: about half of a second-level cache.
@@ -36,6 +38,8 @@ const TASK_BYTES: usize = 512 << 10;
 const SUMS: usize = 8 * MAX_TOKENS;
 /// The same where there is one token.
 const TOKEN_SUMS: usize = 16;
+/// Threads that keep buffers apart from each other's.
+const SHELVES: usize = 16;
 /// Tasks for each thread, if the matrices are small.
 const TASKS: usize = 4;
 
@@ -65,22 +69,39 @@ impl Precision {
     }
 }
 
-/// Buffers for panels, kept from one product to the next.
-#[derive(Debug, Default)]
+/// Buffers for panels and what tasks need for themselves, kept from one product to the next.
+#[derive(Debug)]
 pub(crate) struct Scratch {
     memory: Arena,
-    free: Mutex<Vec<Piece>>,
+    /// Those that a thread gave back are for the same thread: nobody waits for a lock, or fetches a line that another core
+    /// has written.
+    free: [Padded<Mutex<Vec<Piece>>>; SHELVES],
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new(Arena::default())
+    }
 }
 
 impl Scratch {
     /// None yet, in `memory`.
     pub(crate) fn new(memory: Arena) -> Self {
-        Self { memory, free: Mutex::default() }
+        Self { memory, free: std::array::from_fn(|_| Padded(Mutex::default())) }
+    }
+
+    /// The calling thread's.
+    fn shelf(&self) -> MutexGuard<'_, Vec<Piece>> {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static SHELF: usize = THREADS.fetch_add(1, Relaxed) % SHELVES;
+        }
+        self.free[SHELF.with(|shelf| *shelf)].0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A buffer of at least `len` bytes, with anything in it.
     pub(crate) fn take(&self, len: usize) -> Result<Piece> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.shelf();
         let fits = free.iter().enumerate().filter(|(_, b)| b.bytes().len() >= len);
         match fits.min_by_key(|(_, b)| b.bytes().len()).map(|(i, _)| i) {
             Some(i) => Ok(free.swap_remove(i)),
@@ -93,7 +114,7 @@ impl Scratch {
     }
 
     pub(crate) fn give(&self, buffer: Piece) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+        self.shelf().push(buffer);
     }
 }
 

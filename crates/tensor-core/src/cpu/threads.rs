@@ -5,7 +5,7 @@ use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -45,8 +45,9 @@ thread_local! {
 }
 
 /// A value alone on its cache lines (two, because they are fetched in pairs).
+#[derive(Debug)]
 #[repr(align(128))]
-struct Padded<T>(T);
+pub(super) struct Padded<T>(pub(super) T);
 
 type Body<'a> = dyn Fn(usize) + Sync + 'a;
 
@@ -57,16 +58,18 @@ struct Job {
     tasks: usize,
     /// Runs of consecutive tasks; a thread begins with its own.
     runs: usize,
+    /// Its number.
+    number: u32,
 }
 
 impl Job {
-    const NONE: Self = Self { body: None, tasks: 0, runs: 1 };
+    const NONE: Self = Self { body: None, tasks: 0, runs: 1, number: 0 };
 
     fn new(tasks: usize, runs: usize, body: &Body<'_>) -> Self {
         // SAFETY: only the lifetime of the trait object changes. Workers follow the pointer only inside the job,
         // and `run` does not return, or unwind, before `close` has seen the last of them leave.
         let body = unsafe { std::mem::transmute::<*const Body<'_>, *const Body<'static>>(body) };
-        Self { body: Some(body), tasks, runs }
+        Self { body: Some(body), tasks, runs, number: 0 }
     }
 }
 
@@ -74,8 +77,9 @@ impl Job {
 struct Shared {
     /// Number of the job, `OPEN`, `WAITING`, `STOP` and the count of workers inside.
     gate: Padded<AtomicU64>,
-    /// Tasks of the open job that were claimed, of each of its runs.
-    claimed: Vec<Padded<AtomicUsize>>,
+    /// Tasks that were claimed of each run, and above them, from bit 32 on, the number of the job that they are of: a run that
+    /// nobody has looked at yet still shows another job's.
+    claimed: Vec<Padded<AtomicU64>>,
     /// Written only by the caller that holds the turn, while the gate is closed and nobody is inside; read only
     /// by those inside.
     job: UnsafeCell<Job>,
@@ -130,7 +134,7 @@ impl Threads {
         let workers = n.clamp(1, INSIDE as usize) - 1;
         let shared = Arc::new(Shared {
             gate: Padded(AtomicU64::new(0)),
-            claimed: (0..(workers + 1).min(RUNS)).map(|_| Padded(AtomicUsize::new(0))).collect(),
+            claimed: (0..(workers + 1).min(RUNS)).map(|_| Padded(AtomicU64::new(0))).collect(),
             job: UnsafeCell::new(Job::NONE),
             asleep: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             panic: Mutex::new(None),
@@ -175,8 +179,7 @@ impl Threads {
             (0..tasks).for_each(body);
             return;
         }
-        let job = Job::new(tasks, runs, body);
-        self.open(job);
+        let job = self.open(Job::new(tasks, runs, body));
         let mut mine = 0;
         let own = catch_unwind(AssertUnwindSafe(|| self.shared.claim(0, job, body, &mut mine)));
         let waited = self.shared.close();
@@ -193,15 +196,15 @@ impl Threads {
         }
     }
 
-    /// Publishes a job and wakes as many sleeping workers as it can use. The caller holds the turn and calls
+    /// Numbers and publishes a job and wakes as many sleeping workers as it can use. The caller holds the turn and calls
     /// `Shared::close` before the job's body ends.
-    fn open(&self, job: Job) {
+    fn open(&self, job: Job) -> Job {
         let shared = &*self.shared;
+        let gate = (shared.gate.0.load(Relaxed) & !(JOB - 1)).wrapping_add(JOB);
+        let job = Job { number: (gate / JOB) as u32, ..job };
         // SAFETY: the previous job was closed and left by all (or there was none), nobody enters before the store
         // to the gate below, and the turn keeps other callers out: nobody reads or writes `job` now.
         unsafe { *shared.job.get() = job };
-        shared.claimed.iter().for_each(|claimed| claimed.0.store(0, Relaxed));
-        let gate = (shared.gate.0.load(Relaxed) & !(JOB - 1)).wrapping_add(JOB);
         // Sequentially consistent, as is the read of `asleep`: a worker first says that it sleeps and then looks
         // at the gate, so one of the two sees the other.
         shared.gate.0.store(gate | OPEN, SeqCst);
@@ -215,6 +218,7 @@ impl Threads {
             }
             wanted -= 1;
         }
+        job
     }
 }
 
@@ -335,19 +339,32 @@ impl Shared {
     }
 
     /// Runs tasks until none is left, counting them in `ran`: those of the run of thread `me`, then of the other runs.
-    fn claim(&self, me: usize, Job { tasks, runs, .. }: Job, body: &Body<'_>, ran: &mut u32) {
+    fn claim(&self, me: usize, job: Job, body: &Body<'_>, ran: &mut u32) {
         let _in_task = InTask::enter();
+        let Job { tasks, runs, .. } = job;
         for run in (0..runs).map(|i| (me + i) % runs) {
             let [start, end] = [run, run + 1].map(|run| run * tasks / runs);
-            let claimed = &self.claimed[run].0;
-            // Looked at first: a run that has ended is not written to.
-            while claimed.load(Relaxed) < end - start {
-                let task = start + claimed.fetch_add(1, Relaxed);
-                if task >= end {
-                    break;
-                }
+            while let Some(i) = self.next(run, job, end - start) {
                 *ran = ran.saturating_add(1);
-                body(task);
+                body(start + i);
+            }
+        }
+    }
+
+    /// Claims the next of the `tasks` tasks of a run.
+    fn next(&self, run: usize, job: Job, tasks: usize) -> Option<usize> {
+        let (claimed, none) = (&self.claimed[run].0, u64::from(job.number) * JOB);
+        let mut seen = claimed.load(Relaxed);
+        loop {
+            let next = if seen / JOB * JOB == none { seen } else { none };
+            let i = (next - none) as usize;
+            // A run that has ended is not written to.
+            if i >= tasks {
+                return None;
+            }
+            match claimed.compare_exchange_weak(seen, next + 1, Relaxed, Relaxed) {
+                Ok(_) => return Some(i),
+                Err(now) => seen = now,
             }
         }
     }
@@ -398,6 +415,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 
