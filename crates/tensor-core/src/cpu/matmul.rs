@@ -73,8 +73,7 @@ impl Precision {
 #[derive(Debug)]
 pub(crate) struct Scratch {
     memory: Arena,
-    /// Those that a thread gave back are for the same thread: nobody waits for a lock, or fetches a line that another core
-    /// has written.
+    /// A thread looks first where it gave back: nobody waits for a lock, or fetches lines that another core has written.
     free: [Padded<Mutex<Vec<Piece>>>; SHELVES],
 }
 
@@ -87,34 +86,37 @@ impl Default for Scratch {
 impl Scratch {
     /// None yet, in `memory`.
     pub(crate) fn new(memory: Arena) -> Self {
-        Self { memory, free: std::array::from_fn(|_| Padded(Mutex::default())) }
+        Self { memory, free: std::array::from_fn(|_| Padded(Mutex::new(Vec::with_capacity(SHELVES)))) }
     }
 
-    /// The calling thread's.
-    fn shelf(&self) -> MutexGuard<'_, Vec<Piece>> {
+    /// The buffers given back, the calling thread's first.
+    fn shelves(&self) -> impl Iterator<Item = MutexGuard<'_, Vec<Piece>>> {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
-            static SHELF: usize = THREADS.fetch_add(1, Relaxed) % SHELVES;
+            static SHELF: usize = THREADS.fetch_add(1, Relaxed);
         }
-        self.free[SHELF.with(|shelf| *shelf)].0.lock().unwrap_or_else(PoisonError::into_inner)
+        let own = SHELF.with(|shelf| *shelf);
+        let shelf = move |i: usize| &self.free[(own + i) % SHELVES].0;
+        (0..SHELVES).map(move |i| shelf(i).lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A buffer of at least `len` bytes, with anything in it.
     pub(crate) fn take(&self, len: usize) -> Result<Piece> {
-        let mut free = self.shelf();
-        let fits = free.iter().enumerate().filter(|(_, b)| b.bytes().len() >= len);
-        match fits.min_by_key(|(_, b)| b.bytes().len()).map(|(i, _)| i) {
-            Some(i) => Ok(free.swap_remove(i)),
-            // In powers of two, so that growing prompts don't leave a trail.
-            None => {
-                free.pop();
-                self.memory.take(len.next_power_of_two(), "activations")
+        for mut free in self.shelves() {
+            let fits = free.iter().enumerate().filter(|(_, b)| b.bytes().len() >= len);
+            if let Some((i, _)) = fits.min_by_key(|(_, b)| b.bytes().len()) {
+                return Ok(free.swap_remove(i));
             }
         }
+        // In powers of two, so that growing prompts don't leave a trail.
+        drop(self.shelves().next().and_then(|mut free| free.pop()));
+        self.memory.take(len.next_power_of_two(), "activations")
     }
 
     pub(crate) fn give(&self, buffer: Piece) {
-        self.shelf().push(buffer);
+        if let Some(mut free) = self.shelves().next() {
+            free.push(buffer);
+        }
     }
 }
 
