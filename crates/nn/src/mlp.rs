@@ -78,6 +78,21 @@ impl<B: Backend> Mlp<B> {
     }
 }
 
+impl<B: Backend> Mlp<B> {
+    /// What [`output`](Mixer::output) gates or activates: the gate, then what it opens, `[t, 2 * hidden]`; or `up_proj(x)`.
+    /// [`mix`](Mixer::mix) may have gated it already.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn gates(&self, be: &B, x: Input<'_, B>) -> Result<B::Tensor> {
+        let h = self.up.forward(be, x, None)?;
+        match &self.factors {
+            Some(factors) => Ok(be.scale_cols(h, factors)?),
+            None => Ok(h),
+        }
+    }
+}
+
 /// `act` with the parameters that the checkpoint has for it: xIELU's, which are the softplus of what is stored.
 fn learned<B: Backend>(w: &Weights<'_, B>, act: Activation) -> Result<Activation> {
     let Activation::XIelu { .. } = act else { return Ok(act) };
@@ -100,11 +115,7 @@ impl<B: Backend> Mixer<B> for Mlp<B> {
         {
             return Ok(h);
         }
-        let h = self.up.forward(be, x, None)?;
-        match &self.factors {
-            Some(factors) => Ok(be.scale_cols(h, factors)?),
-            None => Ok(h),
-        }
+        self.gates(be, x)
     }
 
     fn output(&self, be: &B, h: B::Tensor, residual: Option<B::Tensor>) -> Result<B::Tensor> {

@@ -102,10 +102,11 @@ impl<B: Backend> Layer<B> {
         let y = self.attn_post_norm.forward(be, &self.attn.output(be, h, None)?)?;
         let x = be.add(be.add(y, &x)?, &laurel)?;
         let x = be.scale(x, std::f32::consts::FRAC_1_SQRT_2)?;
-        let mut h = self.mlp.mix(be, self.mlp_norm.of(&x), &pass, caches)?;
-        if let Some(deviations) = self.cutoff {
-            h = close_gates(be, &h, deviations)?;
-        }
+        let inner = self.mlp_norm.of(&x);
+        let h = match self.cutoff {
+            Some(deviations) => close_gates(be, &self.mlp.gates(be, inner)?, deviations)?,
+            None => self.mlp.mix(be, inner, &pass, caches)?,
+        };
         let y = self.mlp_post_norm.forward(be, &self.mlp.output(be, h, None)?)?;
         let mut streams = self.altup.correct(be, predictions, &be.add(y, &x)?)?;
         let first = self.altup.scaled(be, streams[active].clone())?;
