@@ -32,7 +32,7 @@ pub(super) trait Elements {
 /// Elements that are integers.
 pub(super) trait Quants: Elements {
     /// Of which values are less than 2 to this.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only slabs ask"))]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only slabs ask"))]
     const BITS: u32;
 
     /// Quad `i` of the unit at `w`.
