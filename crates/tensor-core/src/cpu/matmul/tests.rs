@@ -134,10 +134,10 @@ fn exact_is_the_same_for_any_batch_and_threads_and_table() {
 
 #[test]
 fn a_gated_pair_is_the_gate_of_the_results_of_both() {
-    const TOKENS: usize = 150;
+    const TOKENS: usize = 75;
     let act = Activation::Silu;
     for format in formats() {
-        let (rows, cols) = (70, *cols_of(format).last().unwrap());
+        let (rows, cols) = (37, *cols_of(format).last().unwrap());
         let mut case = Case::new(&[format], rows, cols);
         let opened = random(format, rows, cols, 77);
         case.weights.extend(opened.decode().unwrap().chunks(cols).map(<[f32]>::to_vec));
@@ -149,7 +149,7 @@ fn a_gated_pair_is_the_gate_of_the_results_of_both() {
         for (kernels, precision) in
             tables().flat_map(|kernels| [(kernels, Precision::Fast), (kernels, Precision::Exact)])
         {
-            for (threads, t) in [(1, TOKENS), (2, TOKENS), (2, 17), (3, 9)] {
+            for (threads, t) in [(2, TOKENS), (1, 17), (3, 9)] {
                 let both = case.run(kernels, precision, threads, [0, t]);
                 let mut want = vec![0.0; t * rows];
                 for (both, want) in both.chunks(2 * rows).zip(want.chunks_mut(rows)) {
