@@ -76,9 +76,7 @@ impl<B: Backend> Mlp<B> {
             spec: MlpSpec { act: learned(w, spec.act)?, ..spec },
         })
     }
-}
 
-impl<B: Backend> Mlp<B> {
     /// What [`output`](Mixer::output) gates or activates: the gate, then what it opens, `[t, 2 * hidden]`; or `up_proj(x)`.
     /// [`mix`](Mixer::mix) may have gated it already.
     ///

@@ -40,6 +40,8 @@ const SUMS: usize = 8 * MAX_TOKENS;
 const TOKEN_SUMS: usize = 16;
 /// Threads that keep buffers apart from each other's.
 const SHELVES: usize = 16;
+/// Buffers for which a thread has room without asking for memory.
+const SHELF: usize = 16;
 /// Tasks for each thread, if the matrices are small.
 const TASKS: usize = 4;
 
@@ -86,16 +88,16 @@ impl Default for Scratch {
 impl Scratch {
     /// None yet, in `memory`.
     pub(crate) fn new(memory: Arena) -> Self {
-        Self { memory, free: std::array::from_fn(|_| Padded(Mutex::new(Vec::with_capacity(SHELVES)))) }
+        Self { memory, free: std::array::from_fn(|_| Padded(Mutex::new(Vec::with_capacity(SHELF)))) }
     }
 
     /// The buffers given back, the calling thread's first.
     fn shelves(&self) -> impl Iterator<Item = MutexGuard<'_, Vec<Piece>>> {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
-            static SHELF: usize = THREADS.fetch_add(1, Relaxed);
+            static OWN: usize = THREADS.fetch_add(1, Relaxed);
         }
-        let own = SHELF.with(|shelf| *shelf);
+        let own = OWN.with(|own| *own);
         let shelf = move |i: usize| &self.free[(own + i) % SHELVES].0;
         (0..SHELVES).map(move |i| shelf(i).lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -352,7 +354,8 @@ impl Product<'_> {
             let blocks = from..task.blocks.end.min(from + TOKEN_SUMS);
             let sums = &mut sums[..blocks.len()];
             multiply(blocks, sums);
-            out.take(task.column + from * LANES, sums.as_flattened_mut(), results);
+            let sums = &mut sums.as_flattened_mut()[..results.len()];
+            out.take(task.column + from * LANES, sums, results);
         }
     }
 
@@ -393,6 +396,7 @@ impl Product<'_> {
 
 /// Results that tasks write to different columns, or rows, of at the same time.
 struct Out<'a> {
+    /// Where those of token 0 and column 0 are, or would be.
     data: *mut f32,
     stride: usize,
     epilogue: Epilogue<'a>,
@@ -409,7 +413,7 @@ impl Out<'_> {
     #[expect(clippy::mut_from_ref, reason = "tasks have different columns or rows")]
     unsafe fn row(&self, [t, column]: [usize; 2], n: usize) -> &mut [f32] {
         // SAFETY: the caller's contract.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(t * self.stride + column), n) }
+        unsafe { std::slice::from_raw_parts_mut(self.data.wrapping_add(t * self.stride + column), n) }
     }
 
     /// Whether results are the sums alone.
@@ -417,13 +421,14 @@ impl Out<'_> {
         self.epilogue.bias.is_none() && self.epilogue.residual == Residual::None
     }
 
-    /// Takes `sums`, as many as there are `results`, as those of a token from column `column` on.
+    /// Takes `sums` as `results`, as many, from column `column` on of a token.
+    #[inline(always)]
     fn take(&self, column: usize, sums: &mut [f32], results: &mut [f32]) {
         if let Some(bias) = self.epilogue.bias {
             sums.iter_mut().zip(&bias[column..]).for_each(|(y, b)| *y += b);
         }
         match self.epilogue.residual {
-            Residual::None => results.copy_from_slice(&sums[..results.len()]),
+            Residual::None => results.copy_from_slice(sums),
             Residual::InPlace => results.iter_mut().zip(sums).for_each(|(to, y)| *to += *y),
         }
     }
@@ -435,31 +440,19 @@ impl Out<'_> {
     #[inline(always)]
     unsafe fn put(&self, [t, column]: [usize; 2], sums: &[f32; LANES], n: usize) {
         let mut sums = *sums;
-        if let Some(bias) = self.epilogue.bias {
-            sums.iter_mut().zip(&bias[column..][..n]).for_each(|(y, b)| *y += b);
-        }
-        // SAFETY: the caller's contract; a whole block is an array.
-        unsafe {
-            let to = self.data.add(t * self.stride + column);
-            if n < LANES {
-                for (i, y) in sums[..n].iter().enumerate() {
-                    *to.add(i) =
-                        if self.epilogue.residual == Residual::InPlace { *to.add(i) + y } else { *y };
-                }
-                return;
-            }
-            let to = &mut *to.cast::<[f32; LANES]>();
-            match self.epilogue.residual {
-                Residual::None => *to = sums,
-                Residual::InPlace => to.iter_mut().zip(sums).for_each(|(to, y)| *to += y),
-            }
+        // SAFETY: the caller's contract.
+        let results = unsafe { self.row([t, column], n) };
+        // A whole block is an array.
+        match results.as_mut_array::<LANES>() {
+            Some(results) => self.take(column, &mut sums, results),
+            None => self.take(column, &mut sums[..n], results),
         }
     }
 }
 
 fn multiply(ctx: &Context<'_>, product: &Product<'_>, out: RowsMut<'_>) -> Result<()> {
-    // `linear` has checked that `out` has `t` rows of the parts' columns, apart by the stride; tasks have different
-    // blocks, so different columns, or the same blocks and different tokens, so different rows; each task runs once.
+    // `product` has checked that `out` has `t` rows of the parts' columns, or of the gate's, apart by the stride; tasks have
+    // different blocks, so different columns, or the same blocks and different tokens, so different rows; each task runs once.
     let out = Out { data: out.data.as_mut_ptr(), stride: out.stride, epilogue: product.epilogue };
     let failed: Mutex<Option<Error>> = Mutex::new(None);
     ctx.threads.run(product.tasks(ctx), &|index| {

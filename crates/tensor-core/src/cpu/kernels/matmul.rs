@@ -407,6 +407,9 @@ fn quants<V: Vector, Q: Quants>(tile: Tile<'_>) {
     }
     assert_eq!(tile.panel, Panel::Int8, "integers meet integers");
     if tile.slots == 1 {
+        if Q::HALVES || Q::SUPER {
+            return OfToken::<V, Q>(tile, PhantomData).without();
+        }
         let layout = tile.layout;
         return of_groups(layout, OfToken::<V, Q>(tile, PhantomData));
     }

@@ -50,10 +50,8 @@ pub(super) trait Quants: Elements {
 
 /// Integers of `BITS` bits.
 pub(super) struct Bits<const BITS: u32>;
-/// [`Bits`] with scales for each half of a unit.
-pub(super) struct Halves<Q>(PhantomData<Q>);
-/// [`Bits`] or [`Halves`] under super-scales.
-pub(super) struct Super<Q>(PhantomData<Q>);
+/// Integers with scales for each half of a unit, or under super-scales, or both.
+pub(super) struct Scaled<Q, const HALVES: bool, const SUPER: bool>(PhantomData<Q>);
 pub(super) struct Fp4;
 pub(super) struct F32;
 pub(super) struct F16;
@@ -137,7 +135,7 @@ impl Elements for Fp4 {
     }
 }
 
-impl<Q: Quants> Quants for Halves<Q> {
+impl<Q: Quants, const HALVES: bool, const SUPER: bool> Quants for Scaled<Q, HALVES, SUPER> {
     const BITS: u32 = Q::BITS;
 
     #[inline(always)]
@@ -153,37 +151,10 @@ impl<Q: Quants> Quants for Halves<Q> {
     }
 }
 
-impl<Q: Quants> Elements for Halves<Q> {
+impl<Q: Quants, const HALVES: bool, const SUPER: bool> Elements for Scaled<Q, HALVES, SUPER> {
     const BYTES: usize = Q::BYTES;
-    const HALVES: bool = true;
-
-    #[inline(always)]
-    unsafe fn values<V: Vector>(w: *const u8, i: usize) -> [V::F; 4] {
-        // SAFETY: the same contract.
-        unsafe { Q::values::<V>(w, i) }
-    }
-}
-
-impl<Q: Quants> Quants for Super<Q> {
-    const BITS: u32 = Q::BITS;
-
-    #[inline(always)]
-    unsafe fn dots<V: Vector, const N: usize, const T: usize>(quads: &[V::I; N], x: *const u8) -> [V::I; T] {
-        // SAFETY: the same contract.
-        unsafe { Q::dots::<V, N, T>(quads, x) }
-    }
-
-    #[inline(always)]
-    unsafe fn quad<V: Vector>(w: *const u8, i: usize) -> V::I {
-        // SAFETY: the same contract.
-        unsafe { Q::quad::<V>(w, i) }
-    }
-}
-
-impl<Q: Quants> Elements for Super<Q> {
-    const BYTES: usize = Q::BYTES;
-    const HALVES: bool = Q::HALVES;
-    const SUPER: bool = true;
+    const HALVES: bool = HALVES;
+    const SUPER: bool = SUPER;
 
     #[inline(always)]
     unsafe fn values<V: Vector>(w: *const u8, i: usize) -> [V::F; 4] {
@@ -345,7 +316,7 @@ impl<T: Float> Group for Symmetric<T> {
 pub(super) trait WithGroup {
     /// For these.
     fn with<G: Group>(self);
-    /// For smaller ones, or those with factors.
+    /// For any others: smaller ones, those with factors, and what no format stores.
     fn without(self);
 }
 
@@ -356,13 +327,12 @@ pub(super) fn of_groups(layout: &Layout, f: impl WithGroup) {
         return f.without();
     }
     match (layout.meta, layout.zero) {
-        (Meta::Super, _) => f.without(),
         (Meta::Float(SINGLE), None) => f.with::<Affine<F32>>(),
         (Meta::Float(HALF), None) => f.with::<Affine<F16>>(),
         (Meta::Float(BF16), None) => f.with::<Affine<Bf16>>(),
-        (Meta::Float(SINGLE), Some(_)) => f.with::<Symmetric<F32>>(),
         (Meta::Float(HALF), Some(_)) => f.with::<Symmetric<F16>>(),
         (Meta::Float(BF16), Some(_)) => f.with::<Symmetric<Bf16>>(),
+        (Meta::Super, _) | (Meta::Float(SINGLE), Some(_)) => f.without(),
     }
 }
 
@@ -465,11 +435,11 @@ pub(super) fn of_quants(layout: &Layout, f: impl WithQuants) {
     let halves = layout.group < UNIT;
     match layout.codes {
         Codes::Float(_) => unreachable!("floats are no integers"),
-        Codes::E2M1 if halves => f.with::<Halves<Fp4>>(),
+        Codes::E2M1 if halves => f.with::<Scaled<Fp4, true, false>>(),
         Codes::E2M1 => f.with::<Fp4>(),
-        Codes::Bits(4) if layout.meta == Meta::Super => f.with::<Super<Bits<4>>>(),
-        Codes::Bits(5) if layout.meta == Meta::Super => f.with::<Super<Bits<5>>>(),
-        Codes::Bits(6) if layout.meta == Meta::Super => f.with::<Super<Halves<Bits<6>>>>(),
+        Codes::Bits(4) if layout.meta == Meta::Super => f.with::<Scaled<Bits<4>, false, true>>(),
+        Codes::Bits(5) if layout.meta == Meta::Super => f.with::<Scaled<Bits<5>, false, true>>(),
+        Codes::Bits(6) if layout.meta == Meta::Super => f.with::<Scaled<Bits<6>, true, true>>(),
         Codes::Bits(2) => f.with::<Bits<2>>(),
         Codes::Bits(3) => f.with::<Bits<3>>(),
         Codes::Bits(4) => f.with::<Bits<4>>(),

@@ -34,7 +34,8 @@ impl Product<'_> {
             let gate = Task { tokens: tokens.clone(), ..task.clone() };
             let opened = Task { part: task.part + 1, column: task.column + part.rows(), ..gate.clone() };
             for (task, results) in [gate, opened].iter().zip(results.chunks_exact_mut(half)) {
-                // The task writes its own results and nothing else: they begin where `results` does.
+                // What makes writes through an `Out` sound, see `multiply`, holds of this one: the task's results are as wide
+                // as a row of `results`, begin where it does, fill it, and nobody else knows of it.
                 let before = tokens.start * width + task.column + first;
                 let epilogue = Epilogue { residual: Residual::None, ..out.epilogue };
                 let data = results.as_mut_ptr().wrapping_sub(before);
@@ -43,7 +44,7 @@ impl Product<'_> {
             let (gates, opened) = results.split_at(half);
             let pairs = gates.chunks_exact(width).zip(opened.chunks_exact(width));
             for (t, (gate, opened)) in tokens.zip(pairs) {
-                // SAFETY: see `multiply`.
+                // SAFETY: see `multiply`: these are the columns and tokens of this task alone.
                 let out = unsafe { out.row([t, task.column + first], width) };
                 (ctx.kernels.elementwise.gate)(act, gate, opened, out);
             }
